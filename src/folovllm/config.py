@@ -1,0 +1,197 @@
+"""The configuration of an engine, with vLLM's names and defaults.
+
+Each class reads arguments, then `FOLOVLLM_<FIELD>` variables, then `.env`, then its defaults
+(`folovllm.settings`). Importing this module does not import torch.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from platformdirs import user_cache_dir
+from pydantic import Field, PlainValidator, SecretStr, field_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from folovllm.errors import ConfigError
+from folovllm.settings import Settings, check_variables
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import torch
+
+DTYPES = {
+    "auto": None,
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+"""The names that `ModelConfig.dtype` takes, and the `torch.dtype` each stands for."""
+
+
+def _check_dtype(value: object) -> object:
+    # A torch.dtype prints as "torch.float16"; comparing names needs no import of torch.
+    if isinstance(value, str):
+        name = value
+    elif type(value).__name__ == "dtype" and str(value).startswith("torch."):
+        name = str(value).removeprefix("torch.")
+    else:
+        name = ""
+    if name in DTYPES:
+        return value
+    raise ValueError(f"accepted are {', '.join(DTYPES)}, or the torch.dtype of one of them")
+
+
+if TYPE_CHECKING:
+    DType: TypeAlias = str | torch.dtype
+else:
+    DType = Annotated[Any, PlainValidator(_check_dtype)]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class ModelConfig(Settings):
+    """Which model, from where, and in which data type."""
+
+    model: str = Field(
+        min_length=1, description="Hub id, local folder or `.gguf` file of the model"
+    )
+    tokenizer: str | None = Field(
+        None, validate_default=True, description="Hub id or folder of the tokenizer: the model's"
+    )
+    tokenizer_mode: Literal["auto", "slow"] = Field(
+        "auto", description="`auto` takes the fast tokenizer, `slow` the Python one"
+    )
+    trust_remote_code: bool = Field(
+        False, description="Allow the checkpoint to run Python code of its own"
+    )
+    dtype: DType = Field("auto", description=f"Data type of the weights: {', '.join(DTYPES)}")
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest sequence in tokens, prompt and output: the checkpoint's"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the random generators")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model")
+    hf_token: SecretStr | None = Field(None, description="Access token for gated hub models")
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _default_to_model(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return info.data.get("model") if value is None else value
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
+        """The wanted `torch.dtype`; None for "auto", which the device decides at load time."""
+        import torch
+
+        if isinstance(self.dtype, torch.dtype):
+            return self.dtype
+        name = DTYPES[self.dtype]
+        return None if name is None else getattr(torch, name)
+
+
+class CacheConfig(Settings):
+    """The paged key-value cache."""
+
+    block_size: PositiveInt = Field(16, description="Tokens in a block of the KV cache")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Share of the GPU's memory to use, above 0 and at most 1"
+    )
+    swap_space: Annotated[float, Field(ge=0)] = Field(
+        4.0, description="Host memory for swapped-out blocks, in GiB"
+    )
+    enable_prefix_caching: bool = Field(
+        False, description="Keep the KV blocks of a prompt for later prompts that begin alike"
+    )
+
+
+class SchedulerConfig(Settings):
+    """How many sequences and tokens run in one step."""
+
+    max_num_batched_tokens: PositiveInt | None = Field(
+        None, description="Most tokens in one step; unset, the engine chooses"
+    )
+    max_num_seqs: PositiveInt = Field(256, description="Most sequences in one step")
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest sequence in tokens: the model's"
+    )
+    enable_chunked_prefill: bool = Field(
+        False, description="Spread a long prompt over several steps"
+    )
+    policy: Literal["fcfs", "priority"] = Field(
+        "fcfs", description="Who runs first: first come first served, or by priority"
+    )
+
+
+class RuntimeConfig(Settings):
+    """The process around the engine: where it reads, writes and reports."""
+
+    env_file: Path = Field(Path(".env"), description="File to read variables from")
+    allow_unknown: bool = Field(
+        False, description="Warn of unknown `FOLOVLLM_` variables, where they are else refused"
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: Path(user_cache_dir("folovllm")),
+        description="Folder for the default model: the platform's cache folder",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe log messages to show"
+    )
+
+
+ENGINE_CLASSES: dict[str, type[Settings]] = {
+    "model_config": ModelConfig,
+    "cache_config": CacheConfig,
+    "scheduler_config": SchedulerConfig,
+}
+"""The parts of `EngineConfig`, by the attribute that holds each."""
+
+CONFIG_CLASSES: tuple[type[Settings], ...] = (*ENGINE_CLASSES.values(), RuntimeConfig)
+"""Every class that reads the environment: what they know is what a variable may be named."""
+
+
+@dataclass
+class EngineConfig:
+    """Everything an engine is built from.
+
+    A dataclass and not a pydantic model, which reserves the name `model_config`. What is not
+    passed is read from the environment, a fresh one for each engine.
+
+    Raises:
+        ConfigError: a value is wrong, or a `FOLOVLLM_` variable is unknown.
+    """
+
+    model_config: ModelConfig = field(default_factory=ModelConfig)
+    cache_config: CacheConfig = field(default_factory=CacheConfig)
+    scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        """Check types and variables' names, and hand the model's length to the scheduler."""
+        for name, cls in ENGINE_CLASSES.items():
+            if not isinstance(value := getattr(self, name), cls):
+                raise ConfigError(f"{name}: got {value!r}; it takes a {cls.__name__}")
+        check_variables(CONFIG_CLASSES)
+        if self.scheduler_config.max_model_len is None:
+            # A copy: the caller's object may configure another engine as well.
+            self.scheduler_config = self.scheduler_config.model_copy(
+                update={"max_model_len": self.model_config.max_model_len}
+            )
+
+    @classmethod
+    def from_options(cls, **options: Any) -> "EngineConfig":
+        """Build the whole tree from flat options, as `LLM(...)` and the command line take them.
+
+        Raises:
+            ConfigError: an option is no field of the three classes, or its value is wrong.
+        """
+        known = {name for c in ENGINE_CLASSES.values() for name in c.model_fields}
+        if unknown := sorted(set(options) - known):
+            raise ConfigError(
+                f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            )
+        parts: dict[str, Any] = {
+            name: c(**{key: value for key, value in options.items() if key in c.model_fields})
+            for name, c in ENGINE_CLASSES.items()
+        }
+        return cls(**parts)
