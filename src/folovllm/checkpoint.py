@@ -1,0 +1,291 @@
+"""Where a model's files are, and whether they can be a model at all.
+
+Finds a hub id, a local folder or a `.gguf` file, and refuses with a clear error what cannot be
+loaded, before anything large is read.
+"""
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from folovllm.errors import ModelLoadError
+from folovllm.utils.progress import progress_bar
+
+CHECKSUMS = "SHA256SUMS"
+"""File with the SHA-256 of the files beside it, as `sha256sum` writes and checks it."""
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a model on this machine.
+
+    Attributes:
+        name: the model as the user named it.
+        folder: where its files are.
+        shards: its safetensors files; empty when the weights are in another format.
+        gguf: the name of the GGUF file in the folder, when that is the whole model.
+    """
+
+    name: str
+    folder: Path
+    shards: tuple[Path, ...] = ()
+    gguf: str | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The parsed `config.json`; empty for a GGUF file, which has its own header.
+
+        Raises:
+            ModelLoadError: the file is not a JSON object.
+        """
+        if self.gguf:
+            return {}
+        path = self.folder / "config.json"
+        return read_json(path)
+
+
+def find_checkpoint(
+    model: str, revision: str | None = None, token: str | None = None
+) -> Checkpoint:
+    """Find a model's files, and download those of a hub id.
+
+    Args:
+        model: local folder, `.gguf` file, or hub id; a local path wins over a hub id.
+        revision: branch, tag or commit of a hub id.
+        token: access token for a gated hub id.
+
+    Raises:
+        ModelLoadError: there is no such model, or files are missing.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelLoadError(
+                f"{path} is a file; a model is a folder with config.json and weights, "
+                "a .gguf file, or a hub id"
+            )
+        return Checkpoint(model, path.parent, gguf=path.name)
+    if not path.is_dir():
+        if path.is_absolute() or not _HUB_ID.fullmatch(model):
+            raise ModelLoadError(
+                f"no model at {path.absolute()}: there is no such folder or .gguf file"
+            )
+        path = _download(model, revision, token)
+    return _check_folder(model, path)
+
+
+def _check_folder(model: str, folder: Path) -> Checkpoint:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        raise ModelLoadError(f"the model folder {folder} is empty")
+    if "config.json" not in names:
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        hint = f"; name the file itself: {folder / ggufs[0]}" if ggufs else ""
+        raise ModelLoadError(f"the model folder {folder} has no config.json{hint}")
+    if "model.safetensors.index.json" in names:
+        return Checkpoint(model, folder, _shards_of_index(folder))
+    if "model.safetensors" in names:
+        return Checkpoint(model, folder, (folder / "model.safetensors",))
+    if not any(re.fullmatch(r"pytorch_model.*\.bin", name) for name in names):
+        raise ModelLoadError(
+            f"the model folder {folder} has no weights: looked for model.safetensors, "
+            f"model.safetensors.index.json and pytorch_model*.bin; it holds {', '.join(names)}"
+        )
+    return Checkpoint(model, folder)
+
+
+def _shards_of_index(folder: Path) -> tuple[Path, ...]:
+    index = folder / "model.safetensors.index.json"
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelLoadError(f"{index} has no weight_map; the checkpoint is damaged")
+    shards = tuple(folder / name for name in sorted(set(weight_map.values())))
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{len(missing)} of {len(shards)} weight files are missing in {folder}: "
+            f"{', '.join(missing)}; copy or download them again"
+        )
+    return shards
+
+
+def tensor_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, from the headers of the safetensors files alone.
+
+    Raises:
+        ModelLoadError: a file is truncated, or its header is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {}
+    for shard in checkpoint.shards:
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(
+                f"{shard} is truncated or damaged ({error}); copy or download it again"
+            ) from error
+    return shapes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ModelLoadError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path} holds no JSON object; the checkpoint is damaged")
+    return content
+
+
+def _download(model: str, revision: str | None, token: str | None) -> Path:
+    """The local snapshot of a hub model, its missing files fetched first."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+
+    def fetch(*patterns: str) -> Path:
+        # Subfolders hold second copies of the weights in other formats.
+        folder = snapshot_download(
+            model,
+            revision=revision,
+            token=token,
+            allow_patterns=list(patterns),
+            ignore_patterns=["*/*"],
+        )
+        return Path(folder)
+
+    try:
+        folder = fetch(*_SMALL_FILES, "*.safetensors")
+        if not list(folder.glob("*.safetensors")):
+            folder = fetch(*_SMALL_FILES, "pytorch_model*.bin")
+    except GatedRepoError as error:
+        raise ModelLoadError(
+            f"the hub model {model} is gated: ask for access on its page, then set "
+            "FOLOVLLM_HF_TOKEN to an access token"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ModelLoadError(
+            f"no model {model!r}: there is no folder {Path(model).absolute()}, and the hub gave "
+            f"no model of that name ({first_line}). Check the name and the network, or give a "
+            "local folder"
+        ) from error
+    return folder
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksum file for all the files of a folder."""
+    files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_changed_files(folder: Path) -> None:
+    """Check the files that were written after their checksums were.
+
+    Reading all the bytes would take several times as long as loading a mapped model, so an
+    unchanged file is trusted here, as `make` trusts it; `folovllm verify` checks every file.
+
+    Raises:
+        ModelLoadError: a file is not the one whose checksum is noted.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return
+    noted = sums.stat().st_mtime_ns
+    changed = [name for name in _read_checksums(sums) if _mtime(folder / name) > noted]
+    if changed:
+        check_files(folder, changed)
+        with suppress(OSError):  # a read-only folder is checked again the next time
+            os.utime(sums)
+
+
+def check_files(folder: Path, names: list[str] | None = None) -> int:
+    """Compare files with their checksums; a folder without checksums passes.
+
+    Args:
+        folder: the model's folder.
+        names: the files to check; None for all that have a checksum.
+
+    Returns:
+        How many files were checked.
+
+    Raises:
+        ModelLoadError: a file is missing, or its bytes have changed.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return 0
+    expected = _read_checksums(sums)
+    names = list(expected) if names is None else names
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ModelLoadError(f"{path} is missing; remove the folder to have it made again")
+        if sha256_of(path) != expected[name]:
+            raise ModelLoadError(
+                f"{path} is damaged: its SHA-256 is not the one in {CHECKSUMS}; remove the "
+                "folder and load the model again"
+            )
+    return len(names)
+
+
+def _mtime(path: Path) -> int:
+    """When a file was last written; a missing file counts as changed."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 1 << 63
+
+
+def _read_checksums(path: Path) -> dict[str, str]:
+    rows = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row[1]: row[0] for row in rows if len(row) == 2}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal, with a progress bar on a terminal."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file, progress_bar(f"checking {path.name}", path.stat().st_size) as bar:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar(done := done + len(block))
+    return digest.hexdigest()
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """What transformers and safetensors raise for a checkpoint that cannot be loaded."""
+    from safetensors import SafetensorError
+
+    return (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        MemoryError,
+        SafetensorError,
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that may run over a screen, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""The short way from safetensors files to a model: mapped, not read and copied.
+
+A checkpoint whose tensors are the model's own, name for name, needs none of what
+`from_pretrained` is prepared for (renamed, merged, quantized or missing weights). Its files are
+mapped into memory and become the parameters; only what changes data type or device is copied.
+Whatever is not that straight is left to transformers.
+"""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.initialization import no_init_weights, no_tie_weights
+
+from folovllm.checkpoint import Checkpoint, tensor_shapes
+from folovllm.utils.progress import progress_bar
+
+# Both of transformers' context managers replace functions for the whole process while they
+# last; two threads that enter and leave in turn would leave the replacements behind.
+_BUILDING = threading.Lock()
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+def map_model(
+    config: PreTrainedConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel | None:
+    """Build a causal language model upon the tensors of safetensors files.
+
+    On a CPU, in the checkpoint's data type, the parameters *are* the mapped files: nothing is
+    read before it is used, and processes share the pages. The files must not be overwritten
+    in place while the model lives. The most memory taken is that of the weights plus one file.
+
+    Args:
+        config: the model's configuration.
+        checkpoint: the model's files, in safetensors format.
+        device: where the parameters go.
+        dtype: their data type.
+
+    Returns:
+        The model, or None when the tensors do not fit the model one to one.
+
+    Raises:
+        ModelLoadError: a file is truncated, or its header is damaged.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        return None
+    model = _build(config, dtype)
+    if not _is_straight(model, dtype):
+        return None
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if any(expected.get(name) != shape for name, shape in tensor_shapes(checkpoint).items()):
+        return None
+
+    state = _read(checkpoint.shards, device, dtype)
+    missing = set(model.load_state_dict(state, strict=False, assign=True).missing_keys)
+    # Symmetric, as in from_pretrained: of two tied parameters the checkpoint may hold either.
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if missing:
+        return None
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    _read_generation_config(model, checkpoint.folder)
+    return model
+
+
+def _build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model's modules, with parameters that are allocated and never touched.
+
+    Untouched memory is only address space, so this costs as little as the meta device; unlike
+    there, buffers that no checkpoint holds (rotary frequencies) get their real values.
+    """
+    with _BUILDING, no_init_weights(), no_tie_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def _is_straight(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether transformers would load each tensor as it stands in the files."""
+    keeps_float32 = (
+        "_keep_in_fp32_modules",  # honoured for float16
+        "_keep_in_fp32_modules_strict",  # honoured for both half types
+    )
+    if dtype in HALF_TYPES and any(getattr(model, name, None) for name in keeps_float32):
+        return False
+    return not get_model_conversion_mapping(model, add_legacy=False)
+
+
+def _read(
+    shards: tuple[Path, ...], device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Every tensor on the device and in the data type, mapped where neither changes."""
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+    state: dict[str, torch.Tensor] = {}
+    done = 0
+    total = sum(shard.stat().st_size for shard in shards)
+    # Several tensors at once: what takes the time is the kernel's handing out of fresh pages,
+    # which torch's own threads, at work on one tensor, wait for in turn.
+    with progress_bar("loading weights", total) as bar, ThreadPoolExecutor(4) as pool:
+        for shard in shards:
+            with safe_open(shard, framework="pt") as file:
+                mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name, tensor in zip(mapped, pool.map(place, mapped.values()), strict=True):
+                state[name] = tensor
+                bar(done := done + mapped[name].nbytes)
+    return state
+
+
+def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
