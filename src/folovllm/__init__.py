@@ -1,3 +1,73 @@
-"""FoloVLLM: LLM inference that follows vLLM, in a codebase one person can read."""
+"""FoloVLLM: LLM inference that follows vLLM, in a codebase one person can read.
+
+The public names are resolved when first used, so that `import folovllm` takes milliseconds and
+does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from folovllm.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+    from folovllm.demo_model import ensure_demo_model
+    from folovllm.errors import ConfigError, FoloVLLMError, ModelLoadError
+    from folovllm.model_loader import ModelLoader, get_model_and_tokenizer
+    from folovllm.outputs import CompletionOutput, RequestOutput
+    from folovllm.request import Request, RequestStatus, Sequence, SequenceData, SequenceStatus
+    from folovllm.sampling_params import SamplingParams, SamplingType
+    from folovllm.utils import (
+        generate_request_id,
+        get_device,
+        get_gpu_memory_info,
+        is_cuda_available,
+        move_to_device,
+        print_gpu_memory_info,
+        set_random_seed,
+    )
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CacheConfig": "config",
+    "EngineConfig": "config",
+    "ModelConfig": "config",
+    "SchedulerConfig": "config",
+    "ensure_demo_model": "demo_model",
+    "ConfigError": "errors",
+    "FoloVLLMError": "errors",
+    "ModelLoadError": "errors",
+    "ModelLoader": "model_loader",
+    "get_model_and_tokenizer": "model_loader",
+    "CompletionOutput": "outputs",
+    "RequestOutput": "outputs",
+    "Request": "request",
+    "RequestStatus": "request",
+    "Sequence": "request",
+    "SequenceData": "request",
+    "SequenceStatus": "request",
+    "SamplingParams": "sampling_params",
+    "SamplingType": "sampling_params",
+    "generate_request_id": "utils",
+    "get_device": "utils",
+    "get_gpu_memory_info": "utils",
+    "is_cuda_available": "utils",
+    "move_to_device": "utils",
+    "print_gpu_memory_info": "utils",
+    "set_random_seed": "utils",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds a public name, when the name is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'folovllm' has no attribute {name!r}")
+    value = getattr(import_module(f"folovllm.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, also those that were not used yet."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,67 @@
+"""`folovllm config`: the effective configuration, and where each value comes from."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from folovllm.cli.options import add_engine_options, engine_options, planned_config
+from folovllm.config import RuntimeConfig
+from folovllm.demo_model import DEMO_MODEL
+from folovllm.settings import Found, Settings, public_value, variable_of
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    text = "show the effective configuration with the origin of each value"
+    parser = commands.add_parser("config", help=text, description=text.capitalize() + ".")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the configuration that a command would run with."""
+    engine = planned_config(arguments)
+    parts = (engine.model_config, engine.cache_config, engine.scheduler_config, RuntimeConfig())
+    options = engine_options(arguments)
+    rows = {type(part).__name__: _rows(part, options) for part in parts}
+    if arguments.json:
+        json.dump({"schema": 1, "config": rows}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _print_table(rows)
+    return 0
+
+
+def _rows(part: Settings, options: dict[str, Any]) -> dict[str, dict[str, object]]:
+    """Value, origin and variable of each field."""
+    found = part.find_in_environment()
+    return {
+        name: {
+            "value": public_value(getattr(part, name)),
+            "origin": _origin(name, options, found),
+            "variable": variable_of(name),
+        }
+        for name in type(part).model_fields
+    }
+
+
+def _origin(name: str, options: dict[str, Any], found: dict[str, Found]) -> str:
+    if name in options:
+        return f"argument --{name.replace('_', '-')}"
+    if name in found:
+        return found[name].origin
+    if name == "model":
+        return f"default ({DEMO_MODEL})"
+    return "default"
+
+
+def _print_table(rows: dict[str, dict[str, dict[str, object]]]) -> None:
+    """Aligned columns that are never cut: people grep them and copy from them."""
+    for title, fields in rows.items():
+        table = [(name, str(row["value"]), str(row["origin"])) for name, row in fields.items()]
+        widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+        sys.stdout.write(f"{title}\n")
+        for name, value, origin in table:
+            sys.stdout.write(f"  {name:<{widths[0]}}  {value:<{widths[1]}}  {origin}\n")

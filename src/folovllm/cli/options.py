@@ -1,0 +1,63 @@
+"""The engine's options on the command line, made from the configuration classes."""
+
+import argparse
+from typing import Any
+
+from folovllm.config import ENGINE_CLASSES, EngineConfig, ModelConfig
+from folovllm.demo_model import demo_model_path, ensure_demo_model
+from folovllm.settings import Settings, variable_of
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add one option for each field of the engine's configuration classes.
+
+    Values stay text here: the configuration classes check them, so that an option and a
+    variable are judged by the same rule and explained in the same words.
+    """
+    for cls in ENGINE_CLASSES.values():
+        group = parser.add_argument_group(*_title(cls))
+        for name, field in cls.model_fields.items():
+            flag = "--" + name.replace("_", "-")
+            if flag in parser._option_string_actions:  # noqa: SLF001 - max_model_len is in two
+                continue
+            text = f"{field.description} [{variable_of(name)}]".replace("%", "%%")
+            if field.annotation is bool:
+                action: Any = argparse.BooleanOptionalAction
+                group.add_argument(flag, action=action, default=None, help=text)
+            else:
+                group.add_argument(flag, metavar="VALUE", help=text)
+
+
+def _title(cls: type[Settings]) -> tuple[str, str | None]:
+    summary = (cls.__doc__ or "").splitlines()[0]
+    return cls.__name__, summary
+
+
+def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The engine options that were really given, by field name."""
+    fields = {name for cls in ENGINE_CLASSES.values() for name in cls.model_fields}
+    return {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in fields and value is not None
+    }
+
+
+def planned_config(arguments: argparse.Namespace) -> EngineConfig:
+    """The configuration that a command would run with, the default model's included."""
+    options = engine_options(arguments)
+    if "model" not in options and "model" not in ModelConfig.find_in_environment():
+        options["model"] = str(demo_model_path())
+    return EngineConfig.from_options(**options)
+
+
+def runnable_config(arguments: argparse.Namespace) -> EngineConfig:
+    """The configuration to run with; when it comes to that, the default model is fetched.
+
+    Raises:
+        ModelLoadError: the default model is needed and cannot be had.
+    """
+    config = planned_config(arguments)
+    if config.model_config.model == str(demo_model_path()):
+        ensure_demo_model()
+    return config
