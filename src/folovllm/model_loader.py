@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from folovllm.checkpoint import (
     Checkpoint,
-    check_changed_files,
     find_checkpoint,
     tensor_shapes,
 )
+from folovllm.checksums import check_changed_files
 from folovllm.config import ModelConfig
 from folovllm.errors import ModelLoadError, explain_load_errors
 from folovllm.utils.common import get_device

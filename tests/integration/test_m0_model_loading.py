@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from folovllm import ModelConfig, ModelLoader, ModelLoadError, get_model_and_tokenizer
-from folovllm.checkpoint import write_checksums
+from folovllm.checksums import write_checksums
 from folovllm.model_loader import _auto_dtype
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -419,7 +419,7 @@ def test_what_was_loaded_is_logged(save_tiny, caplog, capsys):
 def test_unchanged_files_are_not_read_for_their_checksums(save_tiny, monkeypatch):
     folder = save_tiny()
     write_checksums(folder)
-    monkeypatch.setattr("folovllm.checkpoint.sha256_of", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("folovllm.checksums.sha256_of", lambda path: pytest.fail(f"read {path}"))
     load(folder)
 
 
@@ -429,7 +429,7 @@ def test_touched_files_are_checked_once(save_tiny, monkeypatch):
     os.utime(folder / "config.json")
     os.utime(folder / "SHA256SUMS", ns=(0, 0))
     load(folder)
-    monkeypatch.setattr("folovllm.checkpoint.sha256_of", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("folovllm.checksums.sha256_of", lambda path: pytest.fail(f"read {path}"))
     load(folder)
 
 

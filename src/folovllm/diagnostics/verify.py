@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from folovllm.checkpoint import check_files
+from folovllm.checksums import check_files
 from folovllm.config import ModelConfig
 from folovllm.demo_model import demo_model_path
 from folovllm.errors import FoloVLLMError
