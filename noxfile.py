@@ -7,15 +7,26 @@ Every session but `lock` and `minimums` works in the one environment `.venv`, wh
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nox
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
+from env import interpreters, locking, uv  # noqa: E402
+from env import minimums as minimum  # noqa: E402
 from env import setup as environment  # noqa: E402
 from env.errors import SetupError  # noqa: E402
+from env.plan import LOCK as LOCK_NAME  # noqa: E402
+from env.project import Project  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK = ROOT / LOCK_NAME
 
 nox.needs_version = ">=2025.2.9"
 
@@ -23,7 +34,8 @@ nox.needs_version = ">=2025.2.9"
 @nox.session(venv_backend="none", default=False)
 def setup(session: nox.Session) -> None:
     """Make or refresh .venv [-- --python 3.12] [-- --torch cpu|cuda|auto] [-- --recreate]."""
-    _set_up(session, session.posargs)
+    with _explained(session):
+        environment.run(ROOT, session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -63,15 +75,43 @@ def docs(session: nox.Session) -> None:
     _run(session, "python", "docs/generate_reference.py", *session.posargs)
 
 
-def _set_up(session: nox.Session, arguments: list[str] | None = None) -> None:
-    """Make `.venv` what it has to be, or end the session saying why not."""
-    try:
-        environment.run(ROOT, arguments or [])
-    except SetupError as error:
-        session.error(f"\n{error}\n")
+@nox.session(default=False, reuse_venv=True)
+def lock(session: nox.Session) -> None:
+    """Make env/requirements.lock anew [-- --until 2026-11-14: from the releases before then]."""
+    session.install(uv.PINNED)
+    with _explained(session):
+        until = locking.cut_off(session.posargs, LOCK)
+    # Into a new file: uv would prefer the versions that it finds in the old one.
+    new = Path(session.create_tmp()) / LOCK.name
+    session.run(*locking.lock_command(until, new), env=locking.index_variables())
+    new.replace(LOCK)
+
+
+@nox.session(default=False, reuse_venv=True)
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that pyproject.toml allows [-- pytest's arguments]."""
+    session.install(uv.PINNED)
+    with _explained(session):
+        until = locking.cut_off([], LOCK)
+        base = interpreters.choose(None, None, Project(ROOT).requires_python)
+        oldest = ROOT / ".venvs" / "minimums.txt"
+        resolve = locking.minimums_command(until, base.version, oldest)
+        session.run(*resolve, env=locking.index_variables())
+        python = minimum.build(ROOT, oldest, base.executable)
+    session.run(str(python), "-m", "pytest", *session.posargs, external=True)
 
 
 def _run(session: nox.Session, tool: str, *arguments: str) -> None:
     """Run a tool of `.venv`, which is set up first."""
-    _set_up(session)
+    with _explained(session):
+        environment.run(ROOT)
     session.run(str(ROOT / ".venv" / "bin" / tool), *arguments, external=True)
+
+
+@contextmanager
+def _explained(session: nox.Session) -> Iterator[None]:
+    """End the session with the message of an error that a user can act on."""
+    try:
+        yield
+    except SetupError as error:
+        session.error(f"\n{error}\n")

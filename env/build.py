@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from typing import TYPE_CHECKING, Any
 
 from env import interpreters, lockfile, process, torch_variant
+from env.creation import create
 from env.errors import SetupError
 from env.installer import Installer, explain
 from env.plan import INSIDE, LOCK, installed_in
@@ -61,17 +60,7 @@ class Build:
     def _create(self) -> None:
         with self.report.step("environment") as step:
             base = self.plan.python.executable
-            # Nox brings virtualenv, which seeds pip without the network and takes a second.
-            if importlib.util.find_spec("virtualenv"):
-                command = [sys.executable, "-m", "virtualenv", "--python", base]
-                command += ["--no-download", "--no-periodic-update", "--prompt", "folovllm"]
-            else:
-                command = [base, "-m", "venv", "--prompt", "folovllm"]
-            try:
-                process.run([*command, str(self.place)], self.log)
-            except process.CommandFailed as failure:
-                doing = f"Making an environment with {base}"
-                raise explain(doing, failure.output, self.log) from failure
+            create(base, self.place, self.log)
             step.detail = f"Python {self.plan.python.version} ({base})"
 
     def _choose_torch(self) -> Choice:

@@ -43,6 +43,8 @@ def run(root: Path, arguments: Sequence[str] = ()) -> None:
             _refresh(workspace, request, report)
         except BaseException as error:
             report.failed(error)
+            state = ".venv is as it was" if workspace.link.exists() else "there is no .venv yet"
+            print(f"Set-up {report.outcome}: {state}.", flush=True)
             raise
         finally:
             report.write(workspace.report)

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,8 @@ class Workspace:
     @contextmanager
     def new_environment(self) -> Iterator[Path]:
         """Give a folder to build in, removed again unless it was switched to."""
-        place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.folder))
+        place = self.folder / f"{_PREFIX}{time.time_ns():x}"
+        place.mkdir()
         try:
             yield place
         finally:
