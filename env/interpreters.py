@@ -96,7 +96,8 @@ def _candidates() -> Iterator[str]:
     """Yield paths that may be a Python: nox's own, then PATH, pyenv's, uv's."""
     yield sys.executable
     for folder in map(Path, os.get_exec_path()):
-        names = sorted(folder.glob("python3*")) if folder.is_dir() else []
+        # Pyenv's shims are slow to ask, and what they stand for is found below.
+        names = sorted(folder.glob("python3*")) if folder.name != "shims" else []
         yield from (str(each) for each in names if re.fullmatch(r"python3(\.\d+)?", each.name))
     home = Path.home()
     pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv")
