@@ -36,7 +36,15 @@ def run(root: Path, arguments: Sequence[str] = ()) -> None:
         SetupError: it can't be done; the environment that was there is as it was.
     """
     request = asking.parse(arguments)
-    workspace = Workspace(root)
+    try:
+        _run(Workspace(root), request)
+    except OSError as error:
+        raise SetupError(
+            f"{error}\nCheck that {root} can be written to and that its disk has space."
+        ) from error
+
+
+def _run(workspace: Workspace, request: asking.Request) -> None:
     report = Report.of(request)
     with ending_cleanly(), workspace.locked():
         try:

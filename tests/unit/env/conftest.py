@@ -72,6 +72,17 @@ class ones:
     def item(self): return 512
 """
 
+# A uv that has torch in the folder that `HAS` names.
+FAKE_UV = """#!python
+import os, subprocess, sys
+call = sys.argv[1:]
+assert call[:2] == ["pip", "install"] and "--no-deps" in call, call
+assert call[call.index("--torch-backend") + 1] == "cpu", call
+pip = [call[call.index("--python") + 1], "-m", "pip", "install", "--find-links", os.environ["HAS"]]
+if "--dry-run" not in call:
+    subprocess.run([*pip, "--no-deps", "-r", call[call.index("-r") + 1]], check=True)
+"""
+
 SET_UP = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[1])
@@ -84,7 +95,7 @@ except SetupError as error:
 """
 
 
-def make_wheel(folder, name, version, module, requires=()):
+def make_wheel(folder, name, version, module, *, requires=(), script=None):
     """Write a wheel of one module; return the line that locks it."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
@@ -97,6 +108,10 @@ def make_wheel(folder, name, version, module, requires=()):
         tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         wheel.writestr(f"{info}/WHEEL", tag)
         wheel.writestr(f"{info}/RECORD", "")
+        if script:
+            member = zipfile.ZipInfo(f"{name}-{version}.data/scripts/{name}")
+            member.external_attr = 0o100755 << 16
+            wheel.writestr(member, script)
     return locked(name, version, path)
 
 
@@ -158,6 +173,10 @@ class Checkout:
         (self.root / "env" / "requirements.lock").write_text(
             "".join(self.lines[name] for name in names)
         )
+
+    @staticmethod
+    def make_fake_uv(folder, pinned):
+        make_wheel(folder, *pinned.split("=="), "", script=FAKE_UV)
 
     def start(self, *arguments, **variables):
         """Start the set-up in a process group of its own."""

@@ -5,6 +5,9 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+from env import uv
+
 
 def test_makes_an_environment_and_reports_it(checkout):
     assert checkout.version_of("folovllm") == "1.0"
@@ -118,3 +121,19 @@ def test_a_cuda_build_is_never_the_cpu_wheel_beside_it(new_checkout):
     else:
         assert code == 0, said
         assert new_checkout.version_of("torch") == "2.13.0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere pip's own build is the CPU one")
+def test_uv_gets_the_cpu_build_that_pip_does_not_have(new_checkout, tmp_path_factory):
+    for_pip, for_uv = tmp_path_factory.mktemp("for_pip"), tmp_path_factory.mktemp("for_uv")
+    for wheel in new_checkout.wheels.iterdir():
+        shutil.copy(wheel, for_uv if "+cpu" in wheel.name else for_pip)
+    new_checkout.make_fake_uv(for_pip, uv.PINNED)
+
+    code, said = new_checkout.set_up("--torch", "cpu", PIP_FIND_LINKS=str(for_pip), HAS=str(for_uv))
+
+    assert code == 0, said
+    assert "PyTorch's own index has it" in said
+    assert new_checkout.report["torch"]["getter"] == "uv"
+    assert new_checkout.version_of("torch") == "2.13.0+cpu"
+    assert not (new_checkout.root / ".venv" / "uv").exists()

@@ -81,6 +81,13 @@ def test_no_space_before_it_begins(checkout, monkeypatch):
         setup.run(checkout.root, ["--recreate"])
 
 
+def test_a_checkout_that_can_not_be_written_to(tmp_path):
+    (tmp_path / ".venvs").write_text("a file where a folder has to be\n")
+
+    with pytest.raises(SetupError, match=r"\.venvs'\nCheck that .* can be written to"):
+        setup.run(tmp_path)
+
+
 def test_a_file_that_is_not_the_locked_one(checkout):
     lock = checkout.root / "env" / "requirements.lock"
     lock.write_text(checkout.lines["transformers"] + "tiny==1.0 --hash=sha256:" + "0" * 64 + "\n")
