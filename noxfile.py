@@ -60,7 +60,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def typecheck(session: nox.Session) -> None:
     """Check types, strictly."""
-    _run(session, "mypy", *session.posargs)
+    _run(session, "mypy")
 
 
 @nox.session(venv_backend="none")

@@ -52,8 +52,7 @@ def make(root: Path, request: Request, record: dict[str, Any] | None) -> Plan:
     inputs = {
         "the checkout's place": str(root),
         "Python": python.version,
-        "the torch variant": wanted.variant,
-        file.name: _digest(file),
+        "the torch build": f"{wanted.variant} {_digest(file)}",
         LOCK: _digest(root / LOCK),
         "pyproject.toml": hashlib.sha256(
             json.dumps(project.determining, sort_keys=True).encode()

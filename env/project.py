@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from env.errors import SetupError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,10 +23,16 @@ class Project:
     """The parts of one `pyproject.toml` that determine the environment."""
 
     def __init__(self, root: Path) -> None:
-        """Read `pyproject.toml` in `root`."""
-        self._table: dict[str, Any] = tomllib.loads(
-            (root / "pyproject.toml").read_text(encoding="utf-8")
-        )
+        """Read `pyproject.toml` in `root`.
+
+        Raises:
+            SetupError: it isn't TOML.
+        """
+        path = root / "pyproject.toml"
+        try:
+            self._table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise SetupError(f"{path}: {error}. Put it right.") from error
 
     @property
     def requires_python(self) -> SpecifierSet:

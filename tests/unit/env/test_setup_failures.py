@@ -109,6 +109,12 @@ def test_a_lock_that_does_not_fit_pyproject(checkout):
     assert "nox -s lock" in said
 
 
+def test_a_pyproject_that_is_not_toml(checkout):
+    (checkout.root / "pyproject.toml").write_text("[project")
+
+    assert "pyproject.toml: Expected ']'" in fails(checkout)
+
+
 def test_a_lock_that_names_what_is_not_to_be_had(checkout):
     lock = checkout.root / "env" / "requirements.lock"
     lock.write_text(lock.read_text() + "absent==1.0 --hash=sha256:" + "0" * 64 + "\n")
