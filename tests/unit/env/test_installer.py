@@ -1,6 +1,7 @@
 """What pip's failures are said to mean."""
 
 import pytest
+
 from env.installer import explain
 
 

@@ -3,9 +3,10 @@
 import sys
 
 import pytest
+from packaging.specifiers import SpecifierSet
+
 from env import interpreters
 from env.errors import SetupError
-from packaging.specifiers import SpecifierSet
 
 RUNNING = "{}.{}".format(*sys.version_info[:2])
 ANY = SpecifierSet(">=3.10")

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
 from env import lockfile, locking
 from env.errors import SetupError
 from env.project import Project
-from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[3]
 LOCK = ROOT / "env" / "requirements.lock"

@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from env import uv
+
+from env import plan, uv
+from env.request import Request
+from env.workspace import Workspace
 
 
 def test_makes_an_environment_and_reports_it(checkout):
@@ -62,14 +65,25 @@ def test_is_made_anew_when_something_changed_and_as_it_was_asked_for(new_checkou
     assert old[0] not in activation
     assert str(new_checkout.root / ".venv") in activation
 
-    python = str(new_checkout.root / ".venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "uninstall", "-qy", "tiny"], check=True)
 
-    code, said = new_checkout.set_up()
+def test_a_package_that_was_changed_by_hand_is_a_reason_to_build(shared_checkout, tmp_path):
+    checkout = copy.copy(shared_checkout)
+    checkout.root = tmp_path / "copy"
+    shutil.copytree(shared_checkout.root, checkout.root, symlinks=True)
+    record = Workspace(checkout.root).record()
+    record["inputs"]["the checkout's place"] = str(checkout.root)
+    wanted = plan.make(checkout.root, Request(), record)
+    assert plan.reason_to_build(wanted, Request(), record, checkout.root) is None
 
-    assert code == 0, said
-    assert "changed since: tiny" in said
-    assert new_checkout.version_of("tiny") == "2.0"
+    (info,) = (checkout.root / ".venv").glob("lib/python*/site-packages/tiny-1.0.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.5\n")
+
+    reason = plan.reason_to_build(wanted, Request(), record, checkout.root)
+    assert reason == "changed since: tiny"
+    (checkout.root / ".venv" / "bin" / "python").unlink()
+    assert plan.reason_to_build(wanted, Request(), record, checkout.root) == (
+        "its Python does not run"
+    )
 
 
 def test_a_checkout_that_was_moved_gets_its_own(shared_checkout, tmp_path):

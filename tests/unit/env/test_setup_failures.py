@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+
 from env import setup
 from env.errors import SetupError
 
@@ -144,7 +145,9 @@ def test_no_cpu_build_of_torch(checkout, tmp_path):
         if "+cpu" not in wheel.name:
             shutil.copy(wheel, tmp_path)
 
-    said = fails(checkout, "--recreate", PIP_FIND_LINKS=str(tmp_path))
+    # Without the Pythons of pyenv and uv, which it would look at one by one for a hint.
+    elsewhere = {"PYENV_ROOT": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "PATH": "/nowhere"}
+    said = fails(checkout, "--recreate", PIP_FIND_LINKS=str(tmp_path), **elsewhere)
 
     assert "No cpu build of torch" in said
     assert "nox -s setup -- --torch cuda" in said

@@ -1,6 +1,7 @@
 """Which build of torch is chosen: every case of the table."""
 
 import pytest
+
 from env import torch_variant
 from env.errors import SetupError
 from env.torch_variant import Wish
