@@ -1,0 +1,43 @@
+"""Run by the environment's own Python: says what is installed, and proves that it works."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from importlib import metadata
+
+
+def installed() -> dict[str, str]:
+    """Return the installed versions by normalised name."""
+    found = {}
+    for distribution in metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        found[name] = distribution.version
+    return found
+
+
+def try_out() -> str:
+    """Import what the engine stands on and multiply two matrices; return a line that says so.
+
+    Raises:
+        RuntimeError: the product is wrong.
+    """
+    torch, transformers, folovllm = map(
+        importlib.import_module, ("torch", "transformers", "folovllm")
+    )
+    product = (torch.ones(8, 8) @ torch.ones(8, 8)).sum().item()
+    if product != 8**3:
+        raise RuntimeError(f"torch multiplies wrongly: {product} instead of {8**3}")
+    return (
+        f"torch {torch.__version__}, transformers {transformers.__version__} and "
+        f"{folovllm.__name__} import; torch multiplies matrices"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "installed":
+        print(json.dumps(installed()))
+    else:
+        print(try_out())

@@ -1,0 +1,117 @@
+"""What can be done with this checkout: `nox -l` lists it, `nox -s SESSION` does it.
+
+Every session but `lock` and `minimums` works in the one environment `.venv`, which the set-up in
+`env/` keeps as the lock says; with nothing to change that takes a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nox
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT))
+
+from env import interpreters, locking, uv  # noqa: E402
+from env import minimums as minimum  # noqa: E402
+from env import setup as environment  # noqa: E402
+from env.errors import SetupError  # noqa: E402
+from env.plan import LOCK as LOCK_NAME  # noqa: E402
+from env.project import Project  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK = ROOT / LOCK_NAME
+
+nox.needs_version = ">=2025.2.9"
+
+
+@nox.session(venv_backend="none", default=False)
+def setup(session: nox.Session) -> None:
+    """Make or refresh .venv [-- --python 3.12] [-- --torch cpu|cuda|auto] [-- --recreate]."""
+    with _explained(session):
+        environment.run(ROOT, session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def demo(session: nox.Session) -> None:
+    """From nothing to a generated answer, with the time that each part takes."""
+    _run(session, "folovllm", "demo", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def verify(session: nox.Session) -> None:
+    """Check that the environment works and a real model answers [-- --json FILE]."""
+    _run(session, "folovllm", "verify", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Check formatting and style."""
+    _run(session, "ruff", "format", "--check", ".")
+    _run(session, "ruff", "check", ".")
+
+
+@nox.session(venv_backend="none")
+def typecheck(session: nox.Session) -> None:
+    """Check types, strictly."""
+    _run(session, "mypy")
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the test suite [-- pytest's arguments]."""
+    _run(session, "python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def docs(session: nox.Session) -> None:
+    """Generate the reference pages from the code."""
+    _run(session, "python", "docs/generate_reference.py", *session.posargs)
+
+
+@nox.session(default=False, reuse_venv=True)
+def lock(session: nox.Session) -> None:
+    """Make env/requirements.lock anew [-- --until 2026-11-14: from the releases before then]."""
+    session.install(uv.PINNED)
+    with _explained(session):
+        until = locking.cut_off(session.posargs, LOCK)
+    # Into a new file: uv would prefer the versions that it finds in the old one.
+    new = Path(session.create_tmp()) / LOCK.name
+    session.run(*locking.lock_command(until, new), env=locking.index_variables())
+    new.replace(LOCK)
+
+
+@nox.session(default=False, reuse_venv=True)
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that pyproject.toml allows [-- pytest's arguments]."""
+    session.install(uv.PINNED)
+    with _explained(session):
+        until = locking.cut_off([], LOCK)
+        base = interpreters.choose(None, None, Project(ROOT).requires_python)
+        oldest = ROOT / ".venvs" / "minimums.txt"
+        resolve = locking.minimums_command(until, base.version, oldest)
+        session.run(*resolve, env=locking.index_variables())
+        python = minimum.build(ROOT, oldest, base.executable)
+    session.run(str(python), "-m", "pytest", *session.posargs, external=True)
+
+
+def _run(session: nox.Session, tool: str, *arguments: str) -> None:
+    """Run a tool of `.venv`, which is set up first."""
+    with _explained(session):
+        environment.run(ROOT)
+    session.run(str(ROOT / ".venv" / "bin" / tool), *arguments, external=True)
+
+
+@contextmanager
+def _explained(session: nox.Session) -> Iterator[None]:
+    """End the session with the message of an error that a user can act on."""
+    try:
+        yield
+    except SetupError as error:
+        session.error(f"\n{error}\n")

@@ -1,0 +1,32 @@
+"""What can be asked of the set-up."""
+
+import pytest
+
+from env.errors import SetupError
+from env.request import Request, parse
+
+
+def test_nothing_asked_is_left_open():
+    assert parse([]) == Request(python=None, torch=None, recreate=False)
+
+
+def test_everything_asked():
+    arguments = ["--python", "3.12", "--torch", "cuda", "--recreate"]
+    assert parse(arguments) == Request(python="3.12", torch="cuda", recreate=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--python", "new"], "--python takes a version such as 3.12, not 'new'"),
+        (["--python", "4"], "--python takes a version such as 3.12, not '4'"),
+        (["--torch", "gpu"], "invalid choice: 'gpu'"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--recr"], "unrecognized arguments: --recr"),
+        (["3.12"], "unrecognized arguments: 3.12"),
+    ],
+)
+def test_what_can_not_be_asked(arguments, expected):
+    with pytest.raises(SetupError, match="usage: nox -s setup --") as caught:
+        parse(arguments)
+    assert expected in str(caught.value)
