@@ -149,6 +149,7 @@ class Build:
 
     def _try_out(self) -> str:
         command = [str(self.python), "-I", str(self.root / INSIDE), "try"]
+        command += self.plan.project.probed_modules
         try:
             return process.run(command, self.log).strip()
         except process.CommandFailed as failure:

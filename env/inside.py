@@ -18,15 +18,22 @@ def installed() -> dict[str, str]:
     return found
 
 
-def try_out() -> str:
-    """Import what the engine stands on and multiply two matrices; return a line that says so.
+def try_out(more: list[str]) -> str:
+    """Import what a run imports and multiply two matrices; return a line that says so.
+
+    Nothing was compiled on installing, so this compiles what is used, even where the user's
+    PYTHONDONTWRITEBYTECODE (containers set it) would have every process compile it again.
+
+    Args:
+        more: modules beyond torch, transformers and folovllm; transformers loads its own parts
+            only when they are asked for.
 
     Raises:
         RuntimeError: the product is wrong.
     """
-    torch, transformers, folovllm = map(
-        importlib.import_module, ("torch", "transformers", "folovllm")
-    )
+    sys.dont_write_bytecode = False
+    names = ("torch", "transformers", "folovllm", *more)
+    torch, transformers, folovllm, *_ = map(importlib.import_module, names)
     product = (torch.ones(8, 8) @ torch.ones(8, 8)).sum().item()
     if product != 8**3:
         raise RuntimeError(f"torch multiplies wrongly: {product} instead of {8**3}")
@@ -40,4 +47,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "installed":
         print(json.dumps(installed()))
     else:
-        print(try_out())
+        print(try_out(sys.argv[2:]))

@@ -46,6 +46,12 @@ class Project:
         return [Requirement(name) for name in names]
 
     @property
+    def probed_modules(self) -> list[str]:
+        """Modules to import when a new environment is tried out."""
+        table: dict[str, Any] = self._table.get("tool", {}).get("folovllm", {})
+        return list(table.get("probed-modules", []))
+
+    @property
     def determining(self) -> dict[str, Any]:
         """What an environment is made from; a change elsewhere (a linter's rule) is none of it."""
         keys = ("name", "version", "requires-python", "dependencies", "scripts", "entry-points")
