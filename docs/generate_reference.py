@@ -54,7 +54,10 @@ def generate() -> dict[Path, str]:
     Raises:
         GenerationError: a text has no translation, or a page has lost its markers.
     """
-    pages = {Path("README.md"): str, Path("README.zh-CN.md"): _translator()}
+    pages: dict[Path, Translate] = {
+        Path("README.md"): str,
+        Path("README.zh-CN.md"): _translator(),
+    }
     contents = {page: _renewed(page, translate) for page, translate in pages.items()}
     return {**contents, Path("env/.env.example"): env_example()}
 
