@@ -152,13 +152,13 @@ def _download(model: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     def fetch(*patterns: str) -> Path:
-        # Subfolders hold second copies of the weights in other formats.
+        # Subfolders and `consolidated` files hold the weights a second time in other layouts.
         folder = snapshot_download(
             model,
             revision=revision,
             token=token,
             allow_patterns=list(patterns),
-            ignore_patterns=["*/*"],
+            ignore_patterns=["*/*", "consolidated*"],
         )
         return Path(folder)
 
