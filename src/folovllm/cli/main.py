@@ -4,8 +4,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (C
 """
 
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
