@@ -5,7 +5,10 @@ does not import torch.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+# As type checkers know it. Importing `typing` for it would take longer than all else here, time
+# in which Ctrl-C cannot be caught yet.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from folovllm.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig

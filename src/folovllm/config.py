@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from folovllm.errors import ConfigError
-from folovllm.settings import Settings, check_variables
+from folovllm.settings import Settings, check_variables, nearest
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -50,15 +50,14 @@ else:
     DType = Annotated[Any, PlainValidator(_check_dtype)]
 
 PositiveInt = Annotated[int, Field(gt=0)]
+NonEmptyStr = Annotated[str, Field(min_length=1)]
 
 
 class ModelConfig(Settings):
     """Which model, from where, and in which data type."""
 
-    model: str = Field(
-        min_length=1, description="Hub id, local folder or `.gguf` file of the model"
-    )
-    tokenizer: str | None = Field(
+    model: NonEmptyStr = Field(description="Hub id, local folder or `.gguf` file of the model")
+    tokenizer: NonEmptyStr | None = Field(
         None, validate_default=True, description="Hub id or folder of the tokenizer: the model's"
     )
     tokenizer_mode: Literal["auto", "slow"] = Field(
@@ -71,8 +70,10 @@ class ModelConfig(Settings):
     max_model_len: PositiveInt | None = Field(
         None, description="Longest sequence in tokens, prompt and output: the checkpoint's"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the random generators")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub model")
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(
+        0, description="Seed of the random generators"
+    )
+    revision: NonEmptyStr | None = Field(None, description="Branch, tag or commit of a hub model")
     hf_token: SecretStr | None = Field(None, description="Access token for gated hub models")
 
     @field_validator("tokenizer")
@@ -151,6 +152,12 @@ CONFIG_CLASSES: tuple[type[Settings], ...] = (*ENGINE_CLASSES.values(), RuntimeC
 """Every class that reads the environment: what they know is what a variable may be named."""
 
 
+def _model_from_environment() -> ModelConfig:
+    # First of all: a misspelt FOLOVLLM_MODEL is to be named as that, not missed as a model.
+    check_variables(CONFIG_CLASSES)
+    return ModelConfig()
+
+
 @dataclass
 class EngineConfig:
     """Everything an engine is built from.
@@ -162,7 +169,7 @@ class EngineConfig:
         ConfigError: a value is wrong, or a `FOLOVLLM_` variable is unknown.
     """
 
-    model_config: ModelConfig = field(default_factory=ModelConfig)
+    model_config: ModelConfig = field(default_factory=_model_from_environment)
     cache_config: CacheConfig = field(default_factory=CacheConfig)
     scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -170,7 +177,9 @@ class EngineConfig:
         """Check types and variables' names, and hand the model's length to the scheduler."""
         for name, cls in ENGINE_CLASSES.items():
             if not isinstance(value := getattr(self, name), cls):
-                raise ConfigError(f"{name}: got {value!r}; it takes a {cls.__name__}")
+                # Not the value: a mapping of options may hold a secret.
+                got = f"{type(value).__name__} object"
+                raise ConfigError(f"{name}: got a {got}; it takes a {cls.__name__}")
         check_variables(CONFIG_CLASSES)
         if self.scheduler_config.max_model_len is None:
             # A copy: the caller's object may configure another engine as well.
@@ -185,11 +194,11 @@ class EngineConfig:
         Raises:
             ConfigError: an option is no field of the three classes, or its value is wrong.
         """
+        check_variables(CONFIG_CLASSES)
         known = {name for c in ENGINE_CLASSES.values() for name in c.model_fields}
         if unknown := sorted(set(options) - known):
-            raise ConfigError(
-                f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
-            )
+            asked = "; ".join(f"no option {name!r}{nearest(name, known)}" for name in unknown)
+            raise ConfigError(f"{asked}; there are {', '.join(sorted(known))}")
         parts: dict[str, Any] = {
             name: c(**{key: value for key, value in options.items() if key in c.model_fields})
             for name, c in ENGINE_CLASSES.items()

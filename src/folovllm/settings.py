@@ -5,16 +5,19 @@ environment, and the guard against misspelt variables. What the values mean stan
 `folovllm.config`.
 """
 
+import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from dotenv import dotenv_values
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, Original, parse_stream
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -25,6 +28,8 @@ from folovllm.errors import ConfigError
 PREFIX = "FOLOVLLM_"
 ENV_FILE = f"{PREFIX}ENV_FILE"
 ALLOW_UNKNOWN = f"{PREFIX}ALLOW_UNKNOWN"
+
+_SIGNS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 logger = logging.getLogger(__name__)
 
@@ -61,40 +66,78 @@ def variable_of(field: str) -> str:
 def read_environment() -> dict[str, Found]:
     """Every FOLOVLLM_ variable in reach; a real variable wins over one in `.env`.
 
-    Names are compared without regard to case, as pydantic-settings does.
+    Names are compared without regard to case, as pydantic-settings does; where two differ in
+    nothing else, the one in capitals counts.
 
     Raises:
-        ConfigError: `FOLOVLLM_ENV_FILE` names a file that cannot be read.
+        ConfigError: the `.env` file cannot be read, or a line of it that is ours has no meaning.
     """
-    real = {name.upper(): value for name, value in os.environ.items()}
-    found = _read_env_file(real.get(ENV_FILE))
-    for name, value in real.items():
-        if name.startswith(PREFIX):
-            found[name] = Found(value, name)
-    return found
+    real = {
+        name.upper(): Found(os.environ[name], name)
+        for name in sorted(os.environ, reverse=True)  # small letters first, overwritten then
+        if name.upper().startswith(PREFIX)
+    }
+    return {**_read_env_file(real.get(ENV_FILE)), **real}
 
 
-def _read_env_file(named: str | None) -> dict[str, Found]:
+def _read_env_file(named: Found | None) -> dict[str, Found]:
     """The FOLOVLLM_ variables of the `.env` file; keys of other programs are left alone."""
-    path = Path(named or ".env")
-    if named is None and not path.is_file():
+    path = Path(".env")
+    if named is not None:
+        path = Path(_filled("env_file", named)).expanduser()
+    elif not path.is_file():
         return {}
     try:
-        values = dotenv_values(path, encoding="utf-8")
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:  # Windows editors put a BOM first
             bindings = list(parse_stream(stream))
     except (OSError, UnicodeDecodeError) as error:
-        source = f"{ENV_FILE} names {path}, which" if named else str(path)
+        source = f"{named.origin} names {path}, which" if named else str(path)
         raise ConfigError(f"{source} cannot be read: {error}") from error
-    found = {}
-    for binding in bindings:
-        name = (binding.key or "").upper()
-        if name.startswith(PREFIX):
-            # The parser counts the blank lines before a binding as part of it.
-            text = binding.original.string
-            line = binding.original.line + len(text) - len(text.lstrip("\n"))
-            found[name] = Found(values[binding.key or ""] or "", name, path, line)
+    # Parsed again for the values, in which `${NAME}` is filled in; without the lines that have
+    # no meaning, of which python-dotenv would warn each time.
+    good = [binding for binding in bindings if not binding.error]
+    text = "".join(binding.original.string for binding in good)
+    values = dotenv_values(stream=io.StringIO(text))
+    _refuse_broken_lines(path, bindings)
+    found = {
+        binding.key.upper(): Found(
+            values[binding.key] or "", binding.key, path, _line_of(binding.original)
+        )
+        for binding in good
+        if binding.key and binding.key.upper().startswith(PREFIX)
+    }
+    if other := found.get(ENV_FILE):
+        raise ConfigError(f"{other.origin} has no effect in the file that is read; remove it")
     return found
+
+
+def _refuse_broken_lines(path: Path, bindings: Iterable[Binding]) -> None:
+    """Refuse a line about a variable of ours that cannot be read, rather than pass over it."""
+    for binding in bindings:
+        text = binding.original.string.strip()
+        name = re.match(rf"(?:export\s+)?['\"]?({PREFIX}\w*)", text, re.IGNORECASE)
+        if binding.error and name:
+            raise ConfigError(
+                f"{path}:{_line_of(binding.original)} {name[1]}: the line cannot be read; write "
+                f"{name[1]}=value, with both quotation marks or none"
+            )
+
+
+def _line_of(original: Original) -> int:
+    """The line of a `.env` entry; the parser counts the blank lines before it as part of it."""
+    text = original.string
+    blank = text[: len(text) - len(text.lstrip())]
+    return original.line + blank.count("\n")
+
+
+def _filled(field: str, found: Found) -> str:
+    """The value, unless there is none: nobody means an empty one."""
+    if not found.value.strip():
+        raise ConfigError(
+            f"{field}: {found.origin} is set but empty; give it a value, or remove it to take "
+            "the default"
+        )
+    return found.value
 
 
 class EnvironmentSource(PydanticBaseSettingsSource):
@@ -115,15 +158,10 @@ class EnvironmentSource(PydanticBaseSettingsSource):
         for name, field in self.settings_cls.model_fields.items():
             found = environment.get(variable_of(name))
             if _is_secret(field):
-                found = _read_secret(found, environment.get(secret_file_variable(name)))
-            if found is None:
-                continue
-            if not found.value:
-                raise ConfigError(
-                    f"{name}: {found.origin} is set but empty; give it a value, or remove it "
-                    "to take the default"
-                )
-            result[name] = found
+                found = _read_secret(name, found, environment.get(secret_file_variable(name)))
+            if found is not None:
+                _filled(name, found)
+                result[name] = found
         return result
 
     @override
@@ -134,7 +172,7 @@ class EnvironmentSource(PydanticBaseSettingsSource):
 
 
 def _is_secret(field: FieldInfo) -> bool:
-    return "SecretStr" in str(field.annotation)
+    return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def secret_file_variable(field: str) -> str:
@@ -142,17 +180,24 @@ def secret_file_variable(field: str) -> str:
     return variable_of(field) + "_FILE"
 
 
-def _read_secret(found: Found | None, named: Found | None) -> Found | None:
+def _read_secret(field: str, found: Found | None, named: Found | None) -> Found | None:
     """A secret given by its variable, or by the file that its `_FILE` variable names."""
     if named is None:
         return found
     if found is not None:
-        raise ConfigError(f"{found.variable} and {named.variable} are both set; keep one of them")
+        raise ConfigError(
+            f"{field}: {found.origin} and {named.origin} are both set; keep one of them"
+        )
+    path = Path(_filled(field, named)).expanduser()
     try:
-        value = Path(named.value).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{named.origin}: the file cannot be read: {error}") from error
-    return Found(value, named.variable, named.file, named.line)
+        value = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{field}: {named.origin}: the file cannot be read: {error}") from error
+    except UnicodeDecodeError:  # its message would show bytes of the secret
+        raise ConfigError(f"{field}: {named.origin}: {path} is no UTF-8 text") from None
+    if not value:
+        raise ConfigError(f"{field}: {named.origin}: the file {path} is empty")
+    return replace(named, value=value)
 
 
 class Settings(BaseSettings):
@@ -173,6 +218,16 @@ class Settings(BaseSettings):
             super().__init__(**arguments)
         except ValidationError as error:
             raise ConfigError(_explain(error, type(self), arguments)) from None
+
+    if not TYPE_CHECKING:  # type checkers would take it for leave to set any attribute
+
+        @override
+        def __setattr__(self, name: str, value: object) -> None:
+            """Check a value that is assigned later as one that is passed."""
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                raise ConfigError(_explain(error, type(self), {name: value})) from None
 
     @classmethod
     @override
@@ -205,18 +260,31 @@ def _explain(error: ValidationError, cls: type[Settings], arguments: Mapping[str
         message = detail["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         if detail["type"] == "extra_forbidden":
-            lines.append(f"{cls.__name__} has no field {name!r}{_nearest(name, cls.model_fields)}")
+            lines.append(f"{cls.__name__} has no field {name!r}{nearest(name, cls.model_fields)}")
         elif detail["type"] == "missing":
             lines.append(f"{name} is required: pass {name}=..., or set {variable_of(name)}")
         else:
             where = f" from {found[name].origin}" if name in found and name not in arguments else ""
             field = cls.model_fields.get(name)
             value = "<secret>" if field and _is_secret(field) else repr(detail["input"])
-            lines.append(f"{name}: got {value}{where}; {message}")
+            lines.append(f"{name}: got {value}{where}; {message}{_limits(cls, name)}")
     return "\n".join(lines)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _limits(cls: type[Settings], name: str) -> str:
+    """The accepted range of a field with limits: a message of pydantic's tells one at most."""
+    schema = cls.model_json_schema()["properties"].get(name, {})
+    limits = [
+        f"{sign} {kind[key]}"
+        for kind in (schema, *schema.get("anyOf", ()))
+        for key, sign in _SIGNS.items()
+        if key in kind
+    ]
+    return f" (accepted: {' and '.join(limits)})" if limits else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for a misspelt name, or nothing when no known one is like it."""
     # Without the prefix, which would make any two variables look alike.
     names = {word.removeprefix(PREFIX): word for word in known}
     close = [names[word] for word in get_close_matches(name.removeprefix(PREFIX), names, n=1)]
@@ -235,18 +303,24 @@ def check_variables(classes: Iterable[type[Settings]]) -> None:
     known = set(_known_variables(classes))
     environment = read_environment()
     problems = [
-        f"{found.origin} is not a variable of FoloVLLM{_nearest(name, known)}"
+        f"{found.origin} is not a variable of FoloVLLM{nearest(name, known)}"
         for name, found in environment.items()
         if name not in known
     ]
     if not problems:
         return
     allowed = environment.get(ALLOW_UNKNOWN)
-    if allowed and allowed.value.lower() in {"1", "true", "yes", "on"}:
-        logger.warning("; ".join(problems))
+    if allowed and allowed.value.lower() in {"1", "true", "t", "yes", "y", "on"}:
+        _warn_once("; ".join(problems))
         return
     hint = f"correct or remove it (`folovllm config` lists them all), or set {ALLOW_UNKNOWN}=1"
     raise ConfigError("\n".join([*problems, hint]))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Commands and each engine check the variables; the same warning again tells nothing new."""
+    logger.warning(message)
 
 
 def _known_variables(classes: Iterable[type[Settings]]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from folovllm.cli.options import add_engine_options, engine_options, planned_config
+from folovllm.cli.options import add_command, engine_options, planned_config
 from folovllm.config import RuntimeConfig
 from folovllm.demo_model import DEMO_MODEL
 from folovllm.settings import Found, Settings, public_value, variable_of
@@ -14,9 +14,8 @@ from folovllm.settings import Found, Settings, public_value, variable_of
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     text = "show the effective configuration with the origin of each value"
-    parser = commands.add_parser("config", help=text, description=text.capitalize() + ".")
+    parser = add_command(commands, "config", text)
     parser.add_argument("--json", action="store_true", help="write JSON")
-    add_engine_options(parser)
     parser.set_defaults(run=run)
 
 

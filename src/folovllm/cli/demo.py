@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from folovllm.cli.options import add_engine_options, runnable_config
+from folovllm.cli.options import add_command, runnable_config
 from folovllm.cli.verify import passed, show
 
 if TYPE_CHECKING:
@@ -21,9 +21,8 @@ MAX_TOKENS = 96
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     text = "get a model, verify and load it, and let it answer a question"
-    parser = commands.add_parser("demo", help=text, description=text.capitalize() + ".")
+    parser = add_command(commands, "demo", text)
     parser.add_argument("question", nargs="?", default=QUESTION, help=f"default: {QUESTION}")
-    add_engine_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -80,8 +79,8 @@ def _answer(verification: "Verification", question: str) -> dict[str, float]:
     streamer = TimedStreamer(TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
     with torch.inference_mode():
         model.generate(prompt, max_new_tokens=MAX_TOKENS, do_sample=False, streamer=streamer)
-    start, first, *_, last = streamer.arrivals
-    more = len(streamer.arrivals) - 2
+    start, first, *others = streamer.arrivals
+    more, last = len(others), [first, *others][-1]
     rate = f" ({more / (last - first):.0f} a second)" if more > 1 else ""
     return {
         f"first token, after a prompt of {prompt.shape[1]}": first - start,

@@ -3,49 +3,86 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted (Ctrl-C).
 """
 
-import argparse
-import os
-import signal
 import sys
-from collections.abc import Sequence
 
-from folovllm import __version__
-from folovllm.errors import ConfigError, FoloVLLMError
+TYPE_CHECKING = False  # as type checkers know it, without importing `typing`
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
-INTERRUPTED = 128 + signal.SIGINT
+# Everything else is imported inside `main`, so that Ctrl-C meets its `except` from the start.
+
+INTERRUPTED = 130
+"""As a shell has it: 128 + SIGINT."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: "Sequence[str] | None" = None) -> int:
     """Run the command line and return its exit code; a user's error never shows a traceback."""
     try:
-        return _run(argv)
+        return _main(argv)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+
+
+def _main(argv: "Sequence[str] | None") -> int:
+    import errno
+
+    from folovllm.errors import ConfigError, FoloVLLMError
+
+    _open_closed_streams()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe or a full disk is still ours to handle
     except ConfigError as error:
         return _fail(error, 2)
     except FoloVLLMError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe (`folovllm config | head`) has what it wanted. Python would
-        # complain again when it flushes at exit, so standard output goes nowhere from here.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe (`folovllm config | head`) has what it wanted.
+        _discard_output()
         return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        return _fail("the disk is full: the output could not be written", 1)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _open_closed_streams() -> None:
+    """Give what we write somewhere to go when our caller closed it (`>&-`): Python has None."""
+    import os
+
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def _discard_output() -> None:
+    """Send what is left to nowhere; Python would complain again when it flushes at exit."""
+    import os
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _run(argv: "Sequence[str] | None") -> int:
     arguments = _parser().parse_args(argv)
     from folovllm.config import CONFIG_CLASSES, RuntimeConfig
     from folovllm.settings import check_variables
     from folovllm.utils.logging import set_up_logging
 
-    check_variables(CONFIG_CLASSES)
     set_up_logging(RuntimeConfig().log_level)
-    code = arguments.run(arguments)
-    sys.stdout.flush()  # here, where a closed pipe is still ours to handle
-    return int(code)
+    check_variables(CONFIG_CLASSES)
+    return int(arguments.run(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> "argparse.ArgumentParser":
+    import argparse
+
+    from folovllm import __version__
     from folovllm.cli import config, demo, verify
 
     parser = argparse.ArgumentParser(

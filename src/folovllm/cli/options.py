@@ -8,18 +8,38 @@ from folovllm.demo_model import demo_model_path, ensure_demo_model
 from folovllm.settings import Settings, variable_of
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
+def add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand that takes the engine's options.
+
+    Args:
+        commands: what `ArgumentParser.add_subparsers` returned.
+        name: what the user types.
+        text: what it does, for the help.
+    """
+    # An abbreviated option would change its meaning when a longer one is added.
+    parser = commands.add_parser(
+        name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    _add_engine_options(parser)
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add one option for each field of the engine's configuration classes.
 
     Values stay text here: the configuration classes check them, so that an option and a
     variable are judged by the same rule and explained in the same words.
     """
+    added: set[str] = set()
     for cls in ENGINE_CLASSES.values():
         group = parser.add_argument_group(*_title(cls))
         for name, field in cls.model_fields.items():
-            flag = "--" + name.replace("_", "-")
-            if flag in parser._option_string_actions:  # noqa: SLF001 - max_model_len is in two
+            if name in added:  # max_model_len is in two classes, and goes to both
                 continue
+            added.add(name)
+            flag = "--" + name.replace("_", "-")
             text = f"{field.description} [{variable_of(name)}]".replace("%", "%%")
             if field.annotation is bool:
                 action: Any = argparse.BooleanOptionalAction

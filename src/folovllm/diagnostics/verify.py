@@ -170,7 +170,8 @@ def _run(name: str, check: Callable[[], str]) -> Check:
         # Our own errors explain themselves; of others the type helps.
         ours = isinstance(error, FoloVLLMError)
         detail = str(error) if ours else f"{type(error).__name__}: {error}"
-        return Check(name, "failed", detail, time.perf_counter() - start)
+        one_line = " ".join(detail.split())
+        return Check(name, "failed", one_line, time.perf_counter() - start)
     return Check(name, "ok", detail, time.perf_counter() - start)
 
 

@@ -1,20 +1,23 @@
 """How much host memory there is to take, as the container allows it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def available_memory(root: Path = Path("/")) -> int:
     """Host memory that can still be taken without swapping, in bytes.
 
-    The least of what the kernel calls available and what the control group (v2 or v1) of a
-    container leaves; page cache counts as available, since the kernel gives it back.
+    The least of what the kernel calls available and what the control groups (v2 or v1) that
+    this process is in leave; page cache counts as available, since the kernel gives it back.
 
     Args:
         root: where `/proc` and `/sys` are found.
     """
-    limits = [_kernel_available(root), _cgroup_v2(root), _cgroup_v1(root)]
-    return min(limit for limit in limits if limit is not None)
+    limits = [_kernel_available(root)]
+    limits += [left for group in _groups(root, "") if (left := _left_v2(group)) is not None]
+    limits += [left for group in _groups(root, "memory") if (left := _left_v1(group)) is not None]
+    return max(0, min(limits))
 
 
 def _kernel_available(root: Path) -> int:
@@ -26,8 +29,32 @@ def _kernel_available(root: Path) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cgroup_v2(root: Path) -> int | None:
-    group = root / "sys/fs/cgroup"
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of our control group and of those around it, each of which may have a limit.
+
+    A container sees its own group as the outermost; a job of a batch system or a service does
+    not. A folder that is not there is one that a container cannot see.
+
+    Args:
+        root: where `/proc` and `/sys` are found.
+        controller: "memory" in version 1; "" in version 2, which has one tree for all.
+    """
+    top = root / "sys/fs/cgroup" / controller
+    yield top
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = top / path.lstrip("/")
+            while group != top and top in group.parents:
+                yield group
+                group = group.parent
+
+
+def _left_v2(group: Path) -> int | None:
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
@@ -39,8 +66,7 @@ def _cgroup_v2(root: Path) -> int | None:
     return int(limit) - used + stat.get("inactive_file", 0) + stat.get("active_file", 0)
 
 
-def _cgroup_v1(root: Path) -> int | None:
-    group = root / "sys/fs/cgroup/memory"
+def _left_v1(group: Path) -> int | None:
     try:
         limit = int((group / "memory.limit_in_bytes").read_text())
         used = int((group / "memory.usage_in_bytes").read_text())
