@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
-from pydantic import SecretStr
-
 from folovllm.config import CONFIG_CLASSES
-from folovllm.settings import ENV_FILE, Settings, secret_file_variable, variable_of
+from folovllm.environment import ENV_FILE, secret_file_variable, variable_of
+from folovllm.settings import is_secret
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+
+    from folovllm.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TRANSLATIONS = Path("docs/configuration.zh-CN.json")
@@ -35,8 +36,7 @@ HEADER = f"""\
 # A secret may stand in a file of its own, as containers mount it: the variable's name with _FILE
 # holds the path then. Set one of the two.
 #
-# {ENV_FILE} and this file: it names another file to read instead of `.env`, so it has no
-# effect in here; set it as a real variable.
+# {ENV_FILE}, a real variable, names another file to read instead of `.env`.
 #
 # Written by `nox -s docs` from src/folovllm/config.py.
 """
@@ -99,7 +99,7 @@ def _row(name: str, field: FieldInfo, translate: Translate) -> str:
     meaning = translate(_description(field))
     if choices := _choices(field):
         meaning += translate(" ({})").format(choices)
-    if _is_secret(field):
+    if is_secret(field):
         by_file = translate(" (or `{}` with the path of a file)")
         meaning += by_file.format(secret_file_variable(name))
     value = _default(field)
@@ -109,7 +109,7 @@ def _row(name: str, field: FieldInfo, translate: Translate) -> str:
 
 def env_example() -> str:
     """`env/.env.example`: every variable once, commented out, with its meaning and default."""
-    lines, seen = [HEADER], set()
+    lines, seen = [HEADER], {"env_file"}  # which names this file, and cannot stand in it
     for cls in CONFIG_CLASSES:
         lines.append(f"\n# ---- {cls.__name__}: {_summary(cls)}\n")
         for name, field in cls.model_fields.items():
@@ -124,7 +124,7 @@ def _example_lines(name: str, field: FieldInfo) -> Iterator[str]:
     text = _description(field) + (f" ({choices})" if choices else "")
     yield from (f"# {line}" for line in textwrap.wrap(text, WIDTH))
     yield f"#{variable_of(name)}={_default(field)}"
-    if _is_secret(field):
+    if is_secret(field):
         yield f"#{secret_file_variable(name)}="
     yield ""
 
@@ -150,10 +150,6 @@ def _default(field: FieldInfo) -> str:
     if field.is_required() or field.default_factory or field.default is None:
         return ""
     return str(field.default)
-
-
-def _is_secret(field: FieldInfo) -> bool:
-    return SecretStr in (field.annotation, *get_args(field.annotation))
 
 
 def main(argv: list[str] | None = None) -> int:

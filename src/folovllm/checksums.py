@@ -83,7 +83,10 @@ def _mtime(path: Path) -> int:
 
 
 def _read_checksums(path: Path) -> dict[str, str]:
-    rows = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (
+        line.split(maxsplit=1)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
     return {row[1]: row[0] for row in rows if len(row) == 2}
 
 

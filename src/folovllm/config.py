@@ -58,7 +58,9 @@ class ModelConfig(Settings):
 
     model: NonEmptyStr = Field(description="Hub id, local folder or `.gguf` file of the model")
     tokenizer: NonEmptyStr | None = Field(
-        None, validate_default=True, description="Hub id or folder of the tokenizer: the model's"
+        None,
+        validate_default=True,
+        description="Hub id or folder of the tokenizer; unset, the model's own",
     )
     tokenizer_mode: Literal["auto", "slow"] = Field(
         "auto", description="`auto` takes the fast tokenizer, `slow` the Python one"
@@ -68,7 +70,8 @@ class ModelConfig(Settings):
     )
     dtype: DType = Field("auto", description=f"Data type of the weights: {', '.join(DTYPES)}")
     max_model_len: PositiveInt | None = Field(
-        None, description="Longest sequence in tokens, prompt and output: the checkpoint's"
+        None,
+        description="Longest sequence, prompt and output, in tokens; unset, the checkpoint's",
     )
     seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(
         0, description="Seed of the random generators"
@@ -115,7 +118,7 @@ class SchedulerConfig(Settings):
     )
     max_num_seqs: PositiveInt = Field(256, description="Most sequences in one step")
     max_model_len: PositiveInt | None = Field(
-        None, description="Longest sequence in tokens: the model's"
+        None, description="Longest sequence in tokens; unset, the model's"
     )
     enable_chunked_prefill: bool = Field(
         False, description="Spread a long prompt over several steps"
@@ -134,7 +137,7 @@ class RuntimeConfig(Settings):
     )
     cache_dir: Path = Field(
         default_factory=lambda: Path(user_cache_dir("folovllm")),
-        description="Folder for the default model: the platform's cache folder",
+        description="Folder for the default model; unset, the platform's cache folder",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log messages to show"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from folovllm.checkpoint import write_checksums
+from folovllm.checksums import write_checksums
 from folovllm.cli.main import main
 
 CHECKS = [

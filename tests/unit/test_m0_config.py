@@ -19,8 +19,9 @@ from folovllm.config import (
     RuntimeConfig,
     SchedulerConfig,
 )
+from folovllm.environment import read_environment
 from folovllm.errors import ConfigError
-from folovllm.settings import check_variables, public_value, read_environment
+from folovllm.settings import check_variables, public_value
 
 try:
     import torch

@@ -8,7 +8,8 @@ from typing import Any
 from folovllm.cli.options import add_command, engine_options, planned_config
 from folovllm.config import RuntimeConfig
 from folovllm.demo_model import DEMO_MODEL
-from folovllm.settings import Found, Settings, public_value, variable_of
+from folovllm.environment import Found, variable_of
+from folovllm.settings import Settings, public_value
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -25,6 +25,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
 
 
 def _main(argv: "Sequence[str] | None") -> int:
+    # pydantic's compiled part imports it and turns a Ctrl-C meanwhile into a panic of its own.
+    import datetime  # noqa: F401, ICN001
     import errno
 
     from folovllm.errors import ConfigError, FoloVLLMError

@@ -5,7 +5,8 @@ from typing import Any
 
 from folovllm.config import ENGINE_CLASSES, EngineConfig, ModelConfig
 from folovllm.demo_model import demo_model_path, ensure_demo_model
-from folovllm.settings import Settings, variable_of
+from folovllm.environment import variable_of
+from folovllm.settings import Settings
 
 
 def add_command(
