@@ -16,9 +16,13 @@ import nox
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
-from env import interpreters, locking, uv  # noqa: E402
-from env import minimums as minimum  # noqa: E402
-from env import setup as environment  # noqa: E402
+from env import (  # noqa: E402
+    interpreters,
+    locking,
+    minimums as minimum,
+    setup as environment,
+    uv,
+)
 from env.errors import SetupError  # noqa: E402
 from env.plan import LOCK as LOCK_NAME  # noqa: E402
 from env.project import Project  # noqa: E402

@@ -9,8 +9,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from env import plan as planning
-from env import request as asking
+from env import plan as planning, request as asking
 from env.build import Build
 from env.errors import SetupError
 from env.process import ending_cleanly

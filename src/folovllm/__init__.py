@@ -11,21 +11,47 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from folovllm.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-    from folovllm.demo_model import ensure_demo_model
-    from folovllm.errors import ConfigError, FoloVLLMError, ModelLoadError
-    from folovllm.model_loader import ModelLoader, get_model_and_tokenizer
-    from folovllm.outputs import CompletionOutput, RequestOutput
-    from folovllm.request import Request, RequestStatus, Sequence, SequenceData, SequenceStatus
-    from folovllm.sampling_params import SamplingParams, SamplingType
+    from folovllm.config import (
+        CacheConfig as CacheConfig,
+        EngineConfig as EngineConfig,
+        ModelConfig as ModelConfig,
+        SchedulerConfig as SchedulerConfig,
+    )
+    from folovllm.demo_model import (
+        ensure_demo_model as ensure_demo_model,
+    )
+    from folovllm.errors import (
+        ConfigError as ConfigError,
+        FoloVLLMError as FoloVLLMError,
+        ModelLoadError as ModelLoadError,
+    )
+    from folovllm.model_loader import (
+        ModelLoader as ModelLoader,
+        get_model_and_tokenizer as get_model_and_tokenizer,
+    )
+    from folovllm.outputs import (
+        CompletionOutput as CompletionOutput,
+        RequestOutput as RequestOutput,
+    )
+    from folovllm.request import (
+        Request as Request,
+        RequestStatus as RequestStatus,
+        Sequence as Sequence,
+        SequenceData as SequenceData,
+        SequenceStatus as SequenceStatus,
+    )
+    from folovllm.sampling_params import (
+        SamplingParams as SamplingParams,
+        SamplingType as SamplingType,
+    )
     from folovllm.utils import (
-        generate_request_id,
-        get_device,
-        get_gpu_memory_info,
-        is_cuda_available,
-        move_to_device,
-        print_gpu_memory_info,
-        set_random_seed,
+        generate_request_id as generate_request_id,
+        get_device as get_device,
+        get_gpu_memory_info as get_gpu_memory_info,
+        is_cuda_available as is_cuda_available,
+        move_to_device as move_to_device,
+        print_gpu_memory_info as print_gpu_memory_info,
+        set_random_seed as set_random_seed,
     )
 
 __version__ = "0.1.0"

@@ -23,6 +23,28 @@ from folovllm.utils.progress import progress_bar
 # last; two threads that enter and leave in turn would leave the replacements behind.
 _BUILDING = threading.Lock()
 
+STRAIGHT_TYPES = frozenset(
+    [
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "llama",
+        "mistral",
+        "olmo",
+        "olmo2",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+    ]
+)
+"""Architectures whose tensors transformers loads as they stand in the files; a test compares.
+
+Of the others it is asked, and the first question costs more than mapping a small model: it
+compiles the patterns of all architectures that it knows.
+"""
+
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
@@ -87,6 +109,8 @@ def _is_straight(model: PreTrainedModel, dtype: torch.dtype) -> bool:
     )
     if dtype in HALF_TYPES and any(getattr(model, name, None) for name in keeps_float32):
         return False
+    if model.config.model_type in STRAIGHT_TYPES:
+        return True
     return not get_model_conversion_mapping(model, add_legacy=False)
 
 

@@ -48,7 +48,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def tiny_config(family: str, **overrides: object) -> object:
+def make_config(family: str, **overrides: object) -> object:
     """A configuration of a family with everything small."""
     options = {**SMALL, **FAMILIES.get(family, {}), **overrides}
     return AutoConfig.for_model(family, **{k: v for k, v in options.items() if v is not None})
@@ -66,6 +66,12 @@ SaveTiny = Callable[..., Path]
 
 
 @pytest.fixture
+def tiny_config() -> Callable[..., object]:
+    """A function that gives the small configuration of a family."""
+    return make_config
+
+
+@pytest.fixture
 def save_tiny(tmp_path: Path) -> SaveTiny:
     """A function that writes a tiny random model and its tokenizer and returns the folder."""
 
@@ -77,7 +83,7 @@ def save_tiny(tmp_path: Path) -> SaveTiny:
         **overrides: object,
     ) -> Path:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(make_config(family, **overrides), dtype=dtype)
         for parameter in model.parameters():  # biases and norms too: zeros and ones hide mistakes
             torch.nn.init.normal_(parameter.data, std=0.2)
         folder = tmp_path / name

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from folovllm import ModelConfig, ModelLoader, ModelLoadError, get_model_and_tokenizer
 from folovllm.checksums import write_checksums
 from folovllm.model_loader import _auto_dtype
+from folovllm.weight_mapping import STRAIGHT_TYPES
 
 DTYPES = (torch.float32, torch.bfloat16)
 # transformers merges the experts' weights of the former and renames the latter's head.
@@ -61,6 +63,11 @@ class TestSameAsFromPretrained:
         assert_same_model(ours, theirs)
         assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
         assert ("converted" if family in CONVERTED else "mapped") in caplog.text
+
+    @pytest.mark.parametrize("family", sorted(STRAIGHT_TYPES))
+    def test_families_taken_for_straight_are(self, family, tiny_config):
+        model = AutoModelForCausalLM.from_config(tiny_config(family))
+        assert get_model_conversion_mapping(model, add_legacy=False) == []
 
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
