@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from folovllm.checkpoint import (
     Checkpoint,
     find_checkpoint,
-    tensor_shapes,
+    stored_tensors,
 )
 from folovllm.checksums import check_changed_files
 from folovllm.config import ModelConfig
@@ -274,7 +274,9 @@ def _check_memory(checkpoint: Checkpoint, device: "torch.device", dtype: "torch.
     import torch
 
     # Without shards (GGUF, old formats) only loading would tell.
-    needed = sum(map(prod, tensor_shapes(checkpoint).values())) * dtype.itemsize
+    needed = (
+        sum(prod(tensor.shape) for tensor in stored_tensors(checkpoint).values()) * dtype.itemsize
+    )
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":

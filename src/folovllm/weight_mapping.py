@@ -8,6 +8,7 @@ Whatever is not that straight is left to transformers.
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights, no_tie_weights
 
-from folovllm.checkpoint import Checkpoint, tensor_shapes
+from folovllm.checkpoint import Checkpoint, StoredTensor, stored_tensors
 from folovllm.utils.progress import progress_bar
 
 # Both of transformers' context managers replace functions for the whole process while they
@@ -45,6 +46,23 @@ Of the others it is asked, and the first question costs more than mapping a smal
 compiles the patterns of all architectures that it knows.
 """
 
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Data types as safetensors names them; the 8-bit floats of quantized models are not straight."""
+
+CHUNK = 4 << 20
+"""Bytes read and converted at a time by each thread."""
+
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
@@ -55,7 +73,8 @@ def map_model(
 
     On a CPU, in the checkpoint's data type, the parameters *are* the mapped files: nothing is
     read before it is used, and processes share the pages. The files must not be overwritten
-    in place while the model lives. The most memory taken is that of the weights plus one file.
+    in place while the model lives. Elsewhere they are read in small chunks. Either way, memory
+    holds the weights once.
 
     Args:
         config: the model's configuration.
@@ -71,14 +90,18 @@ def map_model(
     """
     if getattr(config, "quantization_config", None) is not None:
         return None
+    stored = stored_tensors(checkpoint)
     model = _build(config, dtype)
     if not _is_straight(model, dtype):
         return None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if any(expected.get(name) != shape for name, shape in tensor_shapes(checkpoint).items()):
+    if any(
+        expected.get(name) != tensor.shape or tensor.dtype not in DTYPES
+        for name, tensor in stored.items()
+    ):
         return None
 
-    state = _read(checkpoint.shards, device, dtype)
+    state = _read(stored, device, dtype)
     missing = set(model.load_state_dict(state, strict=False, assign=True).missing_keys)
     # Symmetric, as in from_pretrained: of two tied parameters the checkpoint may hold either.
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
@@ -115,26 +138,65 @@ def _is_straight(model: PreTrainedModel, dtype: torch.dtype) -> bool:
 
 
 def _read(
-    shards: tuple[Path, ...], device: torch.device, dtype: torch.dtype
+    stored: dict[str, StoredTensor], device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Every tensor on the device and in the data type, mapped where neither changes."""
+    wanted = {name: _wanted(tensor, dtype) for name, tensor in stored.items()}
+    if device.type == "cpu" and all(DTYPES[stored[n].dtype] == wanted[n] for n in stored):
+        return _map({tensor.file for tensor in stored.values()})
+    buffers = threading.local()
 
-    def place(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    def copy(name: str) -> torch.Tensor:
+        if not hasattr(buffers, "own"):
+            buffers.own = memoryview(bytearray(CHUNK))
+        target = torch.empty(stored[name].shape, dtype=wanted[name], device=device)
+        _copy(stored[name], target.view(-1), buffers.own)
+        return target
 
+    # In the order of the files: a disk, and the kernel's reading ahead, want it so.
+    names = sorted(stored, key=lambda name: (stored[name].file, stored[name].begin))
     state: dict[str, torch.Tensor] = {}
-    done = 0
-    total = sum(shard.stat().st_size for shard in shards)
+    done, total = 0, sum(prod(stored[n].shape) * wanted[n].itemsize for n in stored)
     # Several tensors at once: what takes the time is the kernel's handing out of fresh pages,
     # which torch's own threads, at work on one tensor, wait for in turn.
     with progress_bar("loading weights", total) as bar, ThreadPoolExecutor(4) as pool:
-        for shard in shards:
-            with safe_open(shard, framework="pt") as file:
-                mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            for name, tensor in zip(mapped, pool.map(place, mapped.values()), strict=True):
-                state[name] = tensor
-                bar(done := done + mapped[name].nbytes)
+        for name, tensor in zip(names, pool.map(copy, names), strict=True):
+            state[name] = tensor
+            bar(done := done + tensor.nbytes)
     return state
+
+
+def _wanted(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
+    """Numbers take the model's data type; indices and masks keep theirs."""
+    own = DTYPES[tensor.dtype]
+    return dtype if own.is_floating_point else own
+
+
+def _map(shards: set[Path]) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        with safe_open(shard, framework="pt") as file:
+            state |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return state
+
+
+def _copy(source: StoredTensor, target: torch.Tensor, buffer: memoryview) -> None:
+    """Read a tensor into the flat `target` and convert it, chunk by chunk.
+
+    A chunk is small enough to be converted from the processor's cache and, unlike the pages of
+    a mapped file, adds nothing to the memory of the process. It also reads a cold file in long
+    stretches, where copying from a mapping would have the kernel fetch it page by page.
+    """
+    dtype = DTYPES[source.dtype]
+    step = CHUNK // dtype.itemsize
+    with source.file.open("rb") as file:
+        file.seek(source.begin)
+        for begin in range(0, target.numel(), step):
+            part = target[begin : begin + step]
+            size = part.numel() * dtype.itemsize
+            if file.readinto(buffer[:size]) != size:
+                raise OSError(f"{source.file} ended early: it was changed while it was read")
+            part.copy_(torch.frombuffer(buffer, dtype=dtype, count=part.numel()))
 
 
 def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
