@@ -73,7 +73,7 @@ def prepare(
     for architecture in checkpoint.config.get("architectures") or ():
         getattr(transformers, architecture, None)  # imports the model's own module
     if arguments.way == "folovllm":
-        import folovllm.weight_mapping  # noqa: F401 - the loader imports it when it loads
+        import folovllm.direct_load  # noqa: F401 - the loader imports it when it loads
         from folovllm import ModelConfig, ModelLoader
 
         config = ModelConfig(model=str(arguments.folder), dtype=arguments.dtype)

@@ -79,7 +79,8 @@ def samples(
         take(("warm", "float32", way), model_folder, threads)
     for number in range(1, rounds + 1):
         say(f"round {number} of {rounds}, load average {os.getloadavg()[0]:.2f}")
-        for case in CASES:
+        # Back and forth: what a sample finds in memory depends on the one before it.
+        for case in CASES if number % 2 else reversed(CASES):
             taken[case].append(take(case, model_folder, threads))
     check_same_model(taken)
     summary += summarize(taken, f"{model_folder.name}, {threads} threads, {rounds} rounds in turn")

@@ -147,17 +147,17 @@ class ModelLoader:
     def _load_weights(
         self, config: "PreTrainedConfig", device: "torch.device", dtype: "torch.dtype"
     ) -> "tuple[PreTrainedModel, str]":
-        """The model, and in one word how it was loaded."""
-        from folovllm.weight_mapping import map_model
+        """The model, and the way in which it was loaded."""
+        from folovllm.direct_load import load_directly
 
         checkpoint = self.checkpoint
         check_changed_files(checkpoint.folder)
         with explain_load_errors(f"{checkpoint.name} cannot be loaded from {checkpoint.folder}"):
             if checkpoint.shards and not hasattr(config, "auto_map"):
-                model = map_model(config, checkpoint, device, dtype)
+                model = load_directly(config, checkpoint, device, dtype)
                 if model is not None:
-                    return model, "mapped"
-            return self._from_pretrained(config, device, dtype), "converted"
+                    return model, "directly"
+            return self._from_pretrained(config, device, dtype), "by transformers"
 
     def _from_pretrained(
         self, config: "PreTrainedConfig", device: "torch.device", dtype: "torch.dtype"
@@ -231,7 +231,7 @@ def _auto_dtype(config: "PreTrainedConfig", device: "torch.device") -> "torch.dt
     """The data type for "auto": float32 on a CPU, a half type elsewhere."""
     import torch
 
-    from folovllm.weight_mapping import HALF_TYPES
+    from folovllm.direct_load import HALF_TYPES
 
     if device.type == "cpu":
         return torch.float32

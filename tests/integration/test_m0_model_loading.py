@@ -15,8 +15,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from folovllm import ModelConfig, ModelLoader, ModelLoadError, get_model_and_tokenizer
 from folovllm.checksums import write_checksums
+from folovllm.direct_load import STRAIGHT_TYPES
 from folovllm.model_loader import _auto_dtype
-from folovllm.weight_mapping import STRAIGHT_TYPES
 
 DTYPES = (torch.float32, torch.bfloat16)
 # transformers merges the experts' weights of the former and renames the latter's head.
@@ -62,7 +62,7 @@ class TestSameAsFromPretrained:
         assert not ours.training
         assert_same_model(ours, theirs)
         assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
-        assert ("converted" if family in CONVERTED else "mapped") in caplog.text
+        assert ("by transformers" if family in CONVERTED else "directly") in caplog.text
 
     @pytest.mark.parametrize("family", sorted(STRAIGHT_TYPES))
     def test_families_taken_for_straight_are(self, family, tiny_config):
@@ -419,7 +419,7 @@ def test_what_was_loaded_is_logged(save_tiny, caplog, capsys):
     folder = save_tiny()
     model = load(folder, dtype="bfloat16")
     pattern = rf"loaded {re.escape(str(folder))}: {model.num_parameters():,} parameters in bfloat16"
-    assert re.search(pattern + r" on cpu, mapped in \d+\.\d\d s", caplog.text)
+    assert re.search(pattern + r" on cpu, directly in \d+\.\d\d s", caplog.text)
     assert capsys.readouterr().out == ""
 
 

@@ -1,8 +1,8 @@
-"""The short way from safetensors files to a model: mapped, not read and copied.
+"""The short way from safetensors files to a model: mapped, or streamed in chunks.
 
 A checkpoint whose tensors are the model's own, name for name, needs none of what
 `from_pretrained` is prepared for (renamed, merged, quantized or missing weights). Its files are
-mapped into memory and become the parameters; only what changes data type or device is copied.
+mapped into memory and become the parameters; what changes data type or device is streamed.
 Whatever is not that straight is left to transformers.
 """
 
@@ -66,7 +66,7 @@ CHUNK = 4 << 20
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
-def map_model(
+def load_directly(
     config: PreTrainedConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel | None:
     """Build a causal language model upon the tensors of safetensors files.
