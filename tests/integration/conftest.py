@@ -114,7 +114,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_tiny_gguf(path: Path) -> None:
     """Write the header, the tokenizer and random weights of a two-layer Llama."""
-    tokens = ["<|endoftext|>", *sorted(set(ByteLevel.alphabet())), "ab"]
+    tokens = ["<|endoftext|>", *sorted(set(ByteLevel.alphabet())), "ab", "cd"]
     width, hidden, vocabulary = 32, 48, len(tokens)
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(64)
@@ -130,7 +130,7 @@ def write_tiny_gguf(path: Path) -> None:
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types([3] + [1] * (vocabulary - 1))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])  # two: transformers 5.17 takes a list of one for text
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     random = np.random.default_rng(0)
