@@ -71,7 +71,7 @@ def clean_environment(variables: Mapping[str, str] | None = None) -> dict[str, s
 def ending_cleanly() -> Iterator[None]:
     """Make SIGTERM unwind the stack as Ctrl-C does, so that children end and leftovers go."""
 
-    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as `signal` calls it
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)

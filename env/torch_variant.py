@@ -60,7 +60,7 @@ def nvidia_gpu() -> str | None:
     tool = shutil.which("nvidia-smi")
     if tool:
         try:
-            said = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30)  # noqa: PLW1510
+            said = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30)  # noqa: PLW1510 - its code is looked at
         except (OSError, subprocess.TimeoutExpired):
             return None
         if said.returncode == 0 and said.stdout.startswith("GPU "):

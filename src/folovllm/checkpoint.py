@@ -6,7 +6,9 @@ loaded, before anything large is read.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ class Checkpoint:
             return {}
         path = self.folder / "config.json"
         return read_json(path)
+
+    @cached_property
+    def tensors(self) -> "dict[str, StoredTensor]":
+        """Every tensor of the safetensors files by name, from their headers alone.
+
+        Raises:
+            ModelLoadError: a file is truncated, or its header is damaged.
+        """
+        return {name: tensor for shard in self.shards for name, tensor in _read_shard(shard)}
 
 
 def find_checkpoint(
@@ -127,24 +138,16 @@ class StoredTensor:
     shape: tuple[int, ...]
 
 
-def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Every tensor of the safetensors files by name, from their headers alone.
-
-    Raises:
-        ModelLoadError: a file is truncated, or its header is damaged.
-    """
+def _read_shard(shard: Path) -> Iterable[tuple[str, StoredTensor]]:
     from safetensors import SafetensorError, safe_open
 
-    tensors: dict[str, StoredTensor] = {}
-    for shard in checkpoint.shards:
-        try:
-            with safe_open(shard, framework="pt"):  # checks all that the header says
-                tensors |= _read_header(shard)
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(
-                f"{shard} is truncated or damaged ({error}); copy or download it again"
-            ) from error
-    return tensors
+    try:
+        with safe_open(shard, framework="pt"):  # checks all that the header says
+            return _read_header(shard).items()
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(
+            f"{shard} is truncated or damaged ({error}); copy or download it again"
+        ) from error
 
 
 def _read_header(shard: Path) -> dict[str, StoredTensor]:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights, no_tie_weights
 
-from folovllm.checkpoint import Checkpoint, StoredTensor, stored_tensors
+from folovllm.checkpoint import Checkpoint, StoredTensor
 from folovllm.utils.progress import progress_bar
 
 # Both of transformers' context managers replace functions for the whole process while they
@@ -90,7 +90,7 @@ def load_directly(
     """
     if getattr(config, "quantization_config", None) is not None:
         return None
-    stored = stored_tensors(checkpoint)
+    stored = checkpoint.tensors
     model = _build(config, dtype)
     if not _is_straight(model, dtype):
         return None

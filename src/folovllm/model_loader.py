@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 from folovllm.checkpoint import (
     Checkpoint,
     find_checkpoint,
-    stored_tensors,
 )
 from folovllm.checksums import check_changed_files
 from folovllm.config import ModelConfig
@@ -274,9 +273,7 @@ def _check_memory(checkpoint: Checkpoint, device: "torch.device", dtype: "torch.
     import torch
 
     # Without shards (GGUF, old formats) only loading would tell.
-    needed = (
-        sum(prod(tensor.shape) for tensor in stored_tensors(checkpoint).values()) * dtype.itemsize
-    )
+    needed = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) * dtype.itemsize
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
