@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from folovllm.outputs import (
         CompletionOutput as CompletionOutput,
+        RequestMetrics as RequestMetrics,
         RequestOutput as RequestOutput,
     )
     from folovllm.request import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         SequenceStatus as SequenceStatus,
     )
     from folovllm.sampling_params import (
+        RequestOutputKind as RequestOutputKind,
         SamplingParams as SamplingParams,
         SamplingType as SamplingType,
     )
@@ -68,12 +70,14 @@ _MODULE_OF = {
     "ModelLoader": "model_loader",
     "get_model_and_tokenizer": "model_loader",
     "CompletionOutput": "outputs",
+    "RequestMetrics": "outputs",
     "RequestOutput": "outputs",
     "Request": "request",
     "RequestStatus": "request",
     "Sequence": "request",
     "SequenceData": "request",
     "SequenceStatus": "request",
+    "RequestOutputKind": "sampling_params",
     "SamplingParams": "sampling_params",
     "SamplingType": "sampling_params",
     "generate_request_id": "utils",

@@ -102,11 +102,18 @@ class CacheConfig(Settings):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of the GPU's memory to use, above 0 and at most 1"
     )
+    cpu_kvcache_space: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Size of the KV cache on a CPU, in GiB; unset, 4 or half of the free memory",
+    )
+    num_gpu_blocks_override: PositiveInt | None = Field(
+        None, description="Blocks in the KV cache, in place of what memory would allow"
+    )
     swap_space: Annotated[float, Field(ge=0)] = Field(
         4.0, description="Host memory for swapped-out blocks, in GiB"
     )
     enable_prefix_caching: bool = Field(
-        False, description="Keep the KV blocks of a prompt for later prompts that begin alike"
+        True, description="Keep the KV blocks of a prompt for later prompts that begin alike"
     )
 
 
@@ -121,7 +128,7 @@ class SchedulerConfig(Settings):
         None, description="Longest sequence in tokens; unset, the model's"
     )
     enable_chunked_prefill: bool = Field(
-        False, description="Spread a long prompt over several steps"
+        True, description="Spread a long prompt over several steps"
     )
     policy: Literal["fcfs", "priority"] = Field(
         "fcfs", description="Who runs first: first come first served, or by priority"

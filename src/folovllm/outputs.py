@@ -1,7 +1,7 @@
 """What comes back to the user: a `RequestOutput` with its `CompletionOutput`s."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 _REPR_PROMPT_CHARS = 50
 
@@ -52,6 +52,53 @@ class CompletionOutput:
         return self.finish_reason is not None
 
 
+@dataclass(slots=True)
+class RequestMetrics:
+    """When what happened to a request.
+
+    Times are of `time.perf_counter()`, in seconds: good to subtract, no time of day. What has
+    not happened yet is None.
+
+    Attributes:
+        arrival_time: it was added to the engine.
+        first_scheduled_time: it was first part of a step.
+        first_token_time: its first token was there.
+        last_token_time: its newest token was there.
+        finished_time: nothing more will be generated.
+        num_generation_tokens: tokens generated so far, of all its sequences.
+        num_preemptions: how often one of its sequences lost its place for a while.
+    """
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """Seconds from its arrival until it was first scheduled."""
+        return _between(self.arrival_time, self.first_scheduled_time)
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from its arrival until its first token."""
+        return _between(self.arrival_time, self.first_token_time)
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """Seconds a token after the first; None before there are two."""
+        decode = _between(self.first_token_time, self.last_token_time)
+        more = self.num_generation_tokens - 1
+        return decode / more if decode is not None and more > 0 else None
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
+
+
 @dataclass(slots=True, repr=False)
 class RequestOutput:
     """All that is known so far of a request's outputs.
@@ -62,12 +109,14 @@ class RequestOutput:
         prompt_token_ids: the prompt's ids.
         outputs: `SamplingParams.n` of them.
         finished: whether nothing more will be generated.
-        metrics: the request's timings; None where they were not measured.
+        metrics: the request's times; None where they were not measured.
         prompt_logprobs: for each prompt token, the log probabilities by token id, None for the
             first, which nothing predicts; None unless asked for by
             `SamplingParams.prompt_logprobs`.
         num_cached_tokens: prompt tokens whose keys and values came from the prefix cache; None
             if not known.
+        error: why the engine gave the request up, its outputs' `finish_reason` being "abort";
+            None unless something failed.
     """
 
     request_id: str
@@ -75,9 +124,10 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
-    metrics: Any = None  # the engine's own record of times; no structure until it measures
+    metrics: RequestMetrics | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int | None = None
+    error: str | None = None
 
     def __repr__(self) -> str:
         """Show the outputs and a prompt cut at 50 characters; its token ids would undo the cut."""
@@ -87,5 +137,5 @@ class RequestOutput:
         return (
             f"RequestOutput(request_id={self.request_id!r}, prompt={prompt!r}, "
             f"outputs={self.outputs!r}, finished={self.finished}, metrics={self.metrics!r}, "
-            f"num_cached_tokens={self.num_cached_tokens})"
+            f"num_cached_tokens={self.num_cached_tokens}, error={self.error!r})"
         )

@@ -116,7 +116,14 @@ class Sequence:
         data: its tokens.
         sampling_params: the request's parameters, one object for all its sequences.
         status: set by the scheduler.
-        block_ids: its cache blocks in the order of its tokens, set by the KV cache manager.
+        block_ids: its cache blocks in the order of its tokens, set by the KV cache manager: of
+            the device's pool, and of the host's while the status is SWAPPED.
+        num_computed_tokens: how many of its tokens, from the first on, have their keys and
+            values in the cache; it catches up with the length, and 0 begins anew.
+        num_cached_tokens: how many prompt tokens it found in the prefix cache when it was first
+            scheduled; None before that.
+        block_hashes: the chained hashes of its full blocks, as many as were needed so far.
+        stop_reason: the stop string or stop id that ended it; None otherwise.
     """
 
     seq_id: str
@@ -125,6 +132,10 @@ class Sequence:
     sampling_params: SamplingParams
     status: SequenceStatus = SequenceStatus.WAITING
     block_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None
+    block_hashes: list[bytes] = field(default_factory=list)
+    stop_reason: int | str | None = None
 
     def get_len(self) -> int:
         """Return the number of tokens, prompt and output."""
@@ -157,18 +168,16 @@ class Sequence:
     def fork(self, new_seq_id: str) -> "Sequence":
         """Return a sequence that goes on from here on its own.
 
-        It has its own copies of the tokens and of `block_ids`, and the same request, parameters
-        and status. The blocks themselves are then shared: counting their owners is the KV
-        cache manager's part.
+        It has its own copies of the tokens, of `block_ids` and of their hashes, and the same
+        request, parameters and status. The blocks themselves are then shared: counting their
+        owners is the KV cache manager's part.
         """
-        return Sequence(
-            new_seq_id,
-            self.request_id,
-            self.data.copy(),
-            self.sampling_params,
-            self.status,
-            self.block_ids.copy(),
-        )
+        new = copy.copy(self)
+        new.seq_id = new_seq_id
+        new.data = self.data.copy()
+        new.block_ids = self.block_ids.copy()
+        new.block_hashes = self.block_hashes.copy()
+        return new
 
 
 @dataclass(slots=True, eq=False)
@@ -184,6 +193,7 @@ class Request:
             time to order and to log by, not to measure durations with.
         sequences: by `seq_id`. Unless any are given, `best_of` are made, named
             `{request_id}-{i}`, each with its own copy of the prompt's ids.
+        priority: under the policy "priority", a lower value is scheduled earlier; else unused.
         status: set by the scheduler: where the request stands in its queues and, in the end,
             why it left. `is_finished` does not look at it: the sequences are the truth.
 
@@ -199,6 +209,7 @@ class Request:
     arrival_time: float = field(default_factory=time.time)
     sequences: dict[str, Sequence] = field(default_factory=dict)
     status: RequestStatus = RequestStatus.WAITING
+    priority: int = 0
 
     def __post_init__(self) -> None:
         """Check the arguments and make the sequences."""

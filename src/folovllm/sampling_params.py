@@ -1,4 +1,4 @@
-"""How the tokens of a request are chosen and when they stop: `SamplingParams`."""
+"""How the tokens of a request are chosen, when they stop and how they are handed out."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +20,21 @@ class SamplingType(IntEnum):
 
     GREEDY = 0
     RANDOM = 1
+
+
+class RequestOutputKind(IntEnum):
+    """What each `RequestOutput` of a request holds, and when there is one."""
+
+    CUMULATIVE = 0
+    """After each step: all that was generated so far."""
+    DELTA = 1
+    """After each step: what came since the last one."""
+    FINAL_ONLY = 2
+    """Once, when the request is finished: all of it."""
+
+    def __repr__(self) -> str:
+        """As it is written in code: `SamplingParams` shows itself as the call that makes it."""
+        return f"RequestOutputKind.{self.name}"
 
 
 @dataclass(slots=True, init=False, repr=False)
@@ -65,8 +80,12 @@ class SamplingParams:
             vocabulary, None nothing.
         prompt_logprobs: the same for each prompt token.
         skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: put a space between special tokens that are in the text;
+            it matters to a slow tokenizer only.
         include_stop_str_in_output: leave the stop string at the end of the text.
         detokenize: make text of the output at all.
+        truncate_prompt_tokens: keep only this many of the prompt's last tokens; None keeps all.
+        output_kind: what each `RequestOutput` holds; `LLM.generate` takes the final one alone.
         use_beam_search: not supported yet.
     """
 
@@ -91,8 +110,11 @@ class SamplingParams:
     logprobs: int | None
     prompt_logprobs: int | None
     skip_special_tokens: bool
+    spaces_between_special_tokens: bool
     include_stop_str_in_output: bool
     detokenize: bool
+    truncate_prompt_tokens: int | None
+    output_kind: RequestOutputKind
     use_beam_search: bool
 
     # Written out, where a dataclass would generate it, because it takes more types than it
@@ -122,8 +144,11 @@ class SamplingParams:
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
         include_stop_str_in_output: bool = False,
         detokenize: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE,
         use_beam_search: bool = False,
     ) -> None:
         """Check and keep the parameters; the class describes them.
@@ -160,10 +185,20 @@ class SamplingParams:
         self.logprobs = _check_logprobs("logprobs", logprobs)
         self.prompt_logprobs = _check_logprobs("prompt_logprobs", prompt_logprobs)
         self.skip_special_tokens = check_bool("skip_special_tokens", skip_special_tokens)
+        self.spaces_between_special_tokens = check_bool(
+            "spaces_between_special_tokens", spaces_between_special_tokens
+        )
         self.include_stop_str_in_output = check_bool(
             "include_stop_str_in_output", include_stop_str_in_output
         )
         self.detokenize = check_bool("detokenize", detokenize)
+        self.truncate_prompt_tokens = (
+            None
+            if truncate_prompt_tokens is None
+            else check_int("truncate_prompt_tokens", truncate_prompt_tokens, 1)
+        )
+        check_type("output_kind", output_kind, RequestOutputKind, "a RequestOutputKind")
+        self.output_kind = output_kind
         self.use_beam_search = check_bool("use_beam_search", use_beam_search)
         self._check_combinations()
 

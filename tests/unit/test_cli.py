@@ -197,7 +197,7 @@ def test_config_as_json(monkeypatch, capsys):
             "variable": "FOLOVLLM_MAX_MODEL_LEN",
         }
     assert config["CacheConfig"]["swap_space"]["value"] == 4.0
-    assert config["CacheConfig"]["enable_prefix_caching"]["value"] is False
+    assert config["CacheConfig"]["enable_prefix_caching"]["value"] is True
     assert config["RuntimeConfig"]["env_file"]["value"] == ".env"
 
 

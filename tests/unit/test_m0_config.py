@@ -69,14 +69,16 @@ DEFAULTS = {
     CacheConfig: {
         "block_size": 16,
         "gpu_memory_utilization": 0.9,
+        "cpu_kvcache_space": None,
+        "num_gpu_blocks_override": None,
         "swap_space": 4.0,
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": True,
     },
     SchedulerConfig: {
         "max_num_batched_tokens": None,
         "max_num_seqs": 256,
         "max_model_len": None,
-        "enable_chunked_prefill": False,
+        "enable_chunked_prefill": True,
         "policy": "fcfs",
     },
 }
@@ -131,7 +133,7 @@ def test_every_field_has_a_description_and_a_variable_of_its_own():
         (CacheConfig, "gpu_memory_utilization", 1e-9),
         (CacheConfig, "swap_space", 0),
         (CacheConfig, "block_size", 1),
-        (CacheConfig, "enable_prefix_caching", True),
+        (CacheConfig, "enable_prefix_caching", False),
         (ModelConfig, "max_model_len", 1),
         (ModelConfig, "max_model_len", None),
         (ModelConfig, "seed", 2**64 - 1),
@@ -141,7 +143,7 @@ def test_every_field_has_a_description_and_a_variable_of_its_own():
         (SchedulerConfig, "policy", "priority"),
         (SchedulerConfig, "max_num_batched_tokens", 1),
         (SchedulerConfig, "max_num_seqs", 1),
-        (SchedulerConfig, "enable_chunked_prefill", True),
+        (SchedulerConfig, "enable_chunked_prefill", False),
     ],
 )
 def test_accepted(cls, field, value):

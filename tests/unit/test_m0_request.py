@@ -5,7 +5,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from folovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from folovllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from folovllm.request import Request, RequestStatus, Sequence, SequenceData, SequenceStatus
 from folovllm.sampling_params import SamplingParams
 
@@ -308,6 +308,20 @@ class TestCompletionOutput:
         assert (output.finish_reason, output.stop_reason) == ("stop", "\n")
 
 
+class TestRequestMetrics:
+    def test_what_has_not_happened_takes_no_time(self):
+        metrics = RequestMetrics(arrival_time=1.0)
+        assert metrics.time_in_queue is None
+        assert metrics.time_to_first_token is None
+        assert metrics.time_per_output_token is None
+
+    def test_times_are_counted_from_the_arrival(self):
+        metrics = RequestMetrics(1.0, 1.5, 2.0, 5.0, num_generation_tokens=4)
+        assert metrics.time_in_queue == 0.5
+        assert metrics.time_to_first_token == 1.0
+        assert metrics.time_per_output_token == 1.0
+
+
 class TestRequestOutput:
     def test_defaults(self):
         output = RequestOutput("r", "p", [1], [], finished=False)
@@ -315,9 +329,10 @@ class TestRequestOutput:
         assert output.num_cached_tokens is None
 
     def test_takes_its_fields_in_the_contracts_order(self):
-        output = RequestOutput("r", "p", [1, 2], [], True, "metrics", [None, {2: Logprob(-1.0)}], 1)
+        metrics = RequestMetrics(arrival_time=1.0)
+        output = RequestOutput("r", "p", [1, 2], [], True, metrics, [None, {2: Logprob(-1.0)}], 1)
         assert (output.request_id, output.prompt, output.prompt_token_ids) == ("r", "p", [1, 2])
-        assert (output.finished, output.metrics, output.num_cached_tokens) == (True, "metrics", 1)
+        assert (output.finished, output.metrics, output.num_cached_tokens) == (True, metrics, 1)
         assert output.prompt_logprobs == [None, {2: Logprob(-1.0)}]
 
     @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from folovllm.sampling_params import SamplingParams, SamplingType
+from folovllm.sampling_params import RequestOutputKind, SamplingParams, SamplingType
 
 DEFAULTS = {
     "n": 1,
@@ -32,8 +32,11 @@ DEFAULTS = {
     "logprobs": None,
     "prompt_logprobs": None,
     "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
     "include_stop_str_in_output": False,
     "detokenize": True,
+    "truncate_prompt_tokens": None,
+    "output_kind": RequestOutputKind.CUMULATIVE,
     "use_beam_search": False,
 }
 FLOATS = ["temperature", "top_p", "min_p"]
@@ -295,8 +298,11 @@ def valid_values(draw: st.DrawFn) -> dict[str, object]:
         "logprobs": draw(st.none() | st.integers(-1, 20)),
         "prompt_logprobs": draw(st.none() | st.integers(-1, 20)),
         "skip_special_tokens": draw(st.booleans()),
+        "spaces_between_special_tokens": draw(st.booleans()),
         "include_stop_str_in_output": draw(st.booleans()),
         "detokenize": detokenize,
+        "truncate_prompt_tokens": draw(st.none() | st.integers(1, 4096)),
+        "output_kind": draw(st.sampled_from(RequestOutputKind)),
         "use_beam_search": False,
     }
 

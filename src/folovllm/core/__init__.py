@@ -1,0 +1,1 @@
+"""Who runs in a step, and on which cache blocks: no torch in here."""

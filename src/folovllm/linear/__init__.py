@@ -1,0 +1,1 @@
+"""How a linear layer is computed: one file a backend."""
