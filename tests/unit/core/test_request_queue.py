@@ -60,6 +60,6 @@ class TestRequestQueue:
     def test_refuses_to_remove_what_is_not_in_it(self, present):
         queue, sequences = make_queue([(0, i, 0) for i in range(3)])
         queue.add(sequences[present])
-        with pytest.raises(ValueError, match="sequence .* is not in the queue"):
+        with pytest.raises(ValueError, match=r"sequence .* is not in the queue"):
             queue.remove(sequences[1])
         assert list(queue) == [sequences[present]]
