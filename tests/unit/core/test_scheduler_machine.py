@@ -1,0 +1,157 @@
+"""The scheduler under requests, aborts and failures in any order, in caches that are too small."""
+
+import random
+from functools import partial
+
+from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from folovllm.request import RequestStatus, SequenceStatus
+
+EOS = 0
+
+# Of two kinds of tokens, so that many begin alike.
+PROMPTS = st.lists(st.integers(1, 2), min_size=1, max_size=14) | st.integers(1, 14).map(
+    lambda length: [1] * length
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "prompt": PROMPTS,
+        "max_tokens": st.sampled_from([1, 3, 10, None]),
+        "n": st.sampled_from([1, 2, 4]),
+        "priority": st.integers(0, 2),
+        "prompt_logprobs": st.sampled_from([None, None, None, 0]),
+    }
+)
+
+
+class Steps(RuleBasedStateMachine):
+    def __init__(self, world):
+        super().__init__()
+        self.make_world = world
+        self.plan = None
+        self.sampled: list = []
+
+    @initialize(data=st.data(), seed=st.integers(0, 2**32))
+    def start(self, data, seed):
+        def draw(low, high):
+            return data.draw(st.integers(low, high))
+
+        self.random = random.Random(seed)
+        self.max_model_len = draw(8, 24)
+        block_size = draw(1, 4)
+        # The longest sequence just fits, with a little room beyond, or does not quite.
+        blocks_of_longest = -(-self.max_model_len // block_size)
+        chunked = data.draw(st.booleans())
+        self.world = self.make_world(
+            num_blocks=max(blocks_of_longest + draw(-1, 8), 2),
+            block_size=block_size,
+            host_blocks=data.draw(st.sampled_from([0, 6, 16])),
+            caching=data.draw(st.booleans()),
+            max_model_len=self.max_model_len,
+            budget=draw(1, 16) if chunked else draw(self.max_model_len, self.max_model_len + 9),
+            max_num_seqs=draw(1, 8),
+            chunked=chunked,
+            policy=data.draw(st.sampled_from(["fcfs", "priority"])),
+            eos_token_id=EOS,
+        )
+        self.scheduler = self.world.scheduler
+
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def add(self, data, count):
+        for _ in range(count):
+            self.add_one(**data.draw(REQUESTS))
+
+    def add_one(self, prompt, max_tokens, **options):
+        most = min(len(prompt) + (max_tokens or 99), self.max_model_len)
+        size = self.world.block_size
+        fits = -(-most // size) <= self.world.cache.num_usable_blocks
+        try:
+            self.world.add(prompt, max_tokens=max_tokens, **options)
+        except ValueError:
+            assert not fits or len(prompt) > self.max_model_len
+        else:
+            assert fits
+
+    def sample(self, seq):
+        return EOS if self.random.random() < 0.05 else self.random.randint(1, 2)
+
+    @precondition(lambda self: not self.plan)
+    @rule()
+    def schedule(self):
+        self.plan = self.world.schedule()
+
+    @precondition(lambda self: self.plan)
+    @rule()
+    def update(self):
+        self.sampled = [seq for entry in self.plan.scheduled for seq in entry.samples]
+        self.world.execute(self.plan)
+        self.world.update(self.plan, [self.sample(seq) for seq in self.sampled])
+        self.plan = None
+
+    @precondition(lambda self: self.plan and self.plan.scheduled)
+    @rule()
+    def fail(self):
+        self.world.fail(self.plan)
+        self.plan = None
+        self.sampled = []
+
+    @rule(count=st.integers(1, 12))
+    def run_on(self, count):
+        for _ in range(count):
+            if not self.plan:
+                self.schedule()
+            self.update()
+
+    @precondition(lambda self: self.world.requests)
+    @rule(data=st.data())
+    def abort(self, data):
+        request = data.draw(st.sampled_from(self.world.requests))
+        live = [seq for seq in request.get_seqs() if not seq.is_finished()]
+        assert self.scheduler.abort_request(request.request_id) is bool(live)
+        assert all(seq.status is SequenceStatus.FINISHED_ABORTED for seq in live)
+        assert request.is_finished()
+        self.world.check_integrity()
+
+    @precondition(lambda self: self.sampled and not self.plan)
+    @rule(data=st.data())
+    def finish_by_text(self, data):
+        seq = data.draw(st.sampled_from(self.sampled))
+        aborted = seq.status is SequenceStatus.FINISHED_ABORTED
+        self.scheduler.finish(seq, SequenceStatus.FINISHED_STOPPED, "stop")
+        if not aborted:
+            assert (seq.status, seq.stop_reason) == (SequenceStatus.FINISHED_STOPPED, "stop")
+        self.sampled = []
+        self.world.check_everything()
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        if self.plan:
+            self.update()
+        self.world.run(self.sample)
+        assert self.scheduler.num_running == self.scheduler.num_waiting == 0
+        assert self.scheduler.num_swapped == 0
+        assert self.scheduler.get_num_unfinished_requests() == 0
+        assert self.scheduler._keys == self.scheduler._siblings == {}
+        for request in self.world.requests:
+            assert request.is_finished()
+            assert request.status in {RequestStatus(s.status.value) for s in request.get_seqs()}
+
+
+def test_any_order(world):
+    run_state_machine_as_test(
+        partial(Steps, world),
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
