@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from folovllm.outputs import Logprob
+from folovllm.sampling import ops
 
 
 def tabulate(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
@@ -22,13 +23,25 @@ def tabulate(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Te
         [rows, 2 + 2 * count] in float64: the chosen token's log probability and rank, the log
         probabilities of the most likely tokens, their ids.
     """
-    # `float()` first: asked for another type, log_softmax on a CPU converts one row at a time.
-    logprobs = logits.float().log_softmax(-1)
-    chosen = logprobs.gather(1, tokens[:, None])
-    columns = [chosen, (logprobs >= chosen).sum(-1, keepdim=True)]
+    chosen = logits.gather(1, tokens[:, None])
+    peaks = logits.amax(-1, keepdim=True).double()
+    log_sums, rank = _measure(logits, peaks.float(), chosen)
+    columns = [chosen - peaks - log_sums, rank]
     if count:
-        columns += logprobs.topk(count)
-    return torch.cat([column.double() for column in columns], 1)
+        values, ids = ops.top(logits, count)
+        columns += [values - peaks - log_sums, ids]
+    return torch.cat(columns, 1)
+
+
+def _measure(
+    logits: torch.Tensor, peaks: torch.Tensor, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log(sum(exp(logits - peaks))) and how many are at least `chosen`: [rows, 1]."""
+    sums, rank = torch.zeros_like(peaks, dtype=torch.float64), torch.zeros_like(peaks)
+    for block in ops.blocks(logits):
+        sums += (block - peaks).exp_().sum(-1, keepdim=True)
+        rank += (block >= chosen).sum(-1, keepdim=True)
+    return sums.log(), rank
 
 
 def to_dicts(

@@ -10,6 +10,8 @@ import torch
 CHUNK = 64
 """Tokens a chunk."""
 
+_BLOCK = 8192
+
 
 def padded(size: int) -> int:
     """Return `size` rounded up to whole chunks."""
@@ -87,6 +89,23 @@ def search(
     # A share again: the chunk's sum in float64 is not quite the one in float32 that led here.
     place, _ = _passed(inner, within * inner[:, -1], inclusive)
     return chunk * CHUNK + place
+
+
+def top(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the `count` greatest of each row, in descending order, and their places."""
+    if logits.is_cuda or logits.shape[1] % CHUNK or count * CHUNK * 4 > logits.shape[1]:
+        values, places = logits.topk(count)
+        return values, places
+    # They are all in the `count` chunks with the greatest peaks.
+    chunks = logits.unflatten(1, (-1, CHUNK))
+    chosen = chunks.amax(-1).topk(count).indices
+    values, inside = chunks[_all_rows(logits)[:, None], chosen].flatten(1).topk(count)
+    return values, chosen.gather(1, inside // CHUNK) * CHUNK + inside % CHUNK
+
+
+def blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split the columns: on a CPU, work on all of them at once would miss its cache."""
+    return (tensor,) if tensor.is_cuda else tensor.split(_BLOCK, 1)
 
 
 def _passed(

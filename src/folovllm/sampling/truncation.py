@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from folovllm.sampling.ops import CHUNK, search
+from folovllm.sampling.ops import CHUNK, blocks, search
 
 _CANDIDATE_CHUNKS = 64
-_EXP_COLUMNS = 8192  # exponentials summed at a time, to stay in a CPU's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,5 +145,4 @@ def _sort(values: torch.Tensor) -> torch.Tensor:
 
 
 def _sum_exp(scaled: torch.Tensor) -> torch.Tensor:
-    parts = [part.exp().sum(-1, dtype=torch.float64) for part in scaled.split(_EXP_COLUMNS, 1)]
-    return torch.stack(parts).sum(0)
+    return torch.stack([part.exp().sum(-1) for part in blocks(scaled)]).double().sum(0)
