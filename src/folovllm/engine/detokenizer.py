@@ -23,7 +23,7 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What decoders write for bytes that are not a character, or not yet."""
 
 _PROMPT_TOKENS = 8
-_MAX_WINDOW = 12
+_MAX_WINDOW = 32
 _MIN_WINDOW = 4  # as many tokens as a character has bytes, at most
 
 _Utf8Decoder = getincrementaldecoder("utf-8")

@@ -2,7 +2,7 @@
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and then it sleeps.",
@@ -79,12 +79,41 @@ def words() -> PreTrainedTokenizerFast:
     return _wrap(backend)
 
 
+class SlowPieces(PreTrainedTokenizer):
+    """A Python tokenizer of letters, which strips its text as sentencepiece ones do."""
+
+    def __init__(self):
+        self.pieces = ["<unk>", "▁", "▁▁", "▁the", *"thedoga.é你🙂"]
+        self.ids = {piece: i for i, piece in enumerate(self.pieces)}
+        super().__init__(unk_token="<unk>")
+
+    @property
+    def vocab_size(self):
+        return len(self.pieces)
+
+    def get_vocab(self):
+        return {**self.ids, **self.added_tokens_encoder}
+
+    def _tokenize(self, text, **_):
+        return list(text.replace(" ", "▁"))
+
+    def _convert_token_to_id(self, token):
+        return self.ids.get(token, 0)
+
+    def _convert_id_to_token(self, index):
+        return self.pieces[index]
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens).replace("▁", " ").strip()
+
+
 KINDS = {
     "byte_level": byte_level,
     "byte_fallback": byte_fallback,
     "unigram": unigram,
     "word_piece": word_piece,
     "words": words,
+    "slow_pieces": SlowPieces,
     "slow": ByT5Tokenizer,
 }
 

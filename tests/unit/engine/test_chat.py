@@ -100,7 +100,7 @@ class TestRender:
             render_chat(tokenizer, [USER], continue_final_message=True)
 
     def test_needs_a_template(self, tokenizers):
-        with pytest.raises(ValueError, match="has no chat template: .* Pass a chat_template"):
+        with pytest.raises(ValueError, match=r"has no chat template: .* Pass a chat_template"):
             render_chat(tokenizers["unigram"], [USER])
 
     def test_needs_a_tokenizer(self):

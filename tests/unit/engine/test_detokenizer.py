@@ -5,7 +5,7 @@ from folovllm.engine.detokenizer import UNFINISHED, Detokenizer, TokenStream
 from folovllm.engine.token_text import TokenText
 from folovllm.sampling_params import SamplingParams
 
-KINDS = ["byte_level", "byte_fallback", "unigram", "word_piece", "words", "slow"]
+KINDS = ["byte_level", "byte_fallback", "unigram", "word_piece", "words", "slow_pieces", "slow"]
 WHOLE = ["byte_level", "byte_fallback", "slow"]  # their tokens spell any text
 
 FAMILY = "👨‍👩‍👧‍👦"
@@ -55,9 +55,9 @@ def test_pieces_of_a_text_join_to_what_decode_gives(tokenizers, texts, kind, tex
 
 
 @given(data=st.data())
-@pytest.mark.parametrize("kind", ["byte_level", "unigram", "word_piece", "words"])
+@pytest.mark.parametrize("kind", ["byte_level", "unigram", "word_piece", "words", "slow_pieces"])
 def test_pieces_of_any_tokens_join_to_what_decode_gives(tokenizers, texts, kind, data):
-    ids = data.draw(st.lists(st.integers(0, len(tokenizers[kind]) - 1)))
+    ids = data.draw(st.lists(st.integers(0, len(tokenizers[kind]) - 1), max_size=30))
     assert "".join(pieces_of(texts[kind], ids, skip_special_tokens=False)) == whole(
         texts[kind].decode(ids)
     )
@@ -121,7 +121,7 @@ def test_goes_on_from_the_prompt(tokenizers, texts, kind, text, data):
     before = texts[kind].decode(ids[:split])
     after = texts[kind].decode(ids)
     if before.endswith(UNFINISHED) or (kind == "slow" and not after.startswith(before)):
-        return
+        return  # within a character
     params = SamplingParams(skip_special_tokens=False)
     detokenizer = Detokenizer(texts[kind], params, ids[:split])
     for token_id in ids[split:]:
@@ -145,7 +145,7 @@ def test_the_mark_of_what_the_prompt_left_unfinished_is_not_the_outputs(tokenize
 
 
 class TestSpecialTokens:
-    @pytest.mark.parametrize("kind", KINDS[:-1])
+    @pytest.mark.parametrize("kind", KINDS[:-2])
     def test_are_left_out_or_not(self, tokenizers, texts, kind):
         tokenizer = tokenizers[kind]
         ids = encode(tokenizer, "the")
