@@ -124,6 +124,7 @@ class Sequence:
             scheduled; None before that.
         block_hashes: the chained hashes of its full blocks, as many as were needed so far.
         stop_reason: the stop string or stop id that ended it; None otherwise.
+        num_preemptions: how often it lost its place for a while, counted by the scheduler.
     """
 
     seq_id: str
@@ -136,6 +137,7 @@ class Sequence:
     num_cached_tokens: int | None = None
     block_hashes: list[bytes] = field(default_factory=list)
     stop_reason: int | str | None = None
+    num_preemptions: int = 0
 
     def get_len(self) -> int:
         """Return the number of tokens, prompt and output."""
@@ -177,6 +179,7 @@ class Sequence:
         new.data = self.data.copy()
         new.block_ids = self.block_ids.copy()
         new.block_hashes = self.block_hashes.copy()
+        new.num_preemptions = 0
         return new
 
 

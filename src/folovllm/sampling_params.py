@@ -81,7 +81,7 @@ class SamplingParams:
         prompt_logprobs: the same for each prompt token.
         skip_special_tokens: leave special tokens out of the text.
         spaces_between_special_tokens: put a space between special tokens that are in the text;
-            it matters to a slow tokenizer only.
+            it matters to a tokenizer that puts one between any two tokens only.
         include_stop_str_in_output: leave the stop string at the end of the text.
         detokenize: make text of the output at all.
         truncate_prompt_tokens: keep only this many of the prompt's last tokens; None keeps all.

@@ -1,0 +1,215 @@
+"""From what a user passes to a `Request`, or to a `ValueError` before anything is scheduled."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from folovllm.request import Request
+from folovllm.sampling_params import SamplingParams
+from folovllm.settings import nearest
+from folovllm.utils.checks import check_int, check_token_ids, check_type, refuse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FORMS = "text, a list of token ids, {'prompt': text} or {'prompt_token_ids': ids}"
+_KEYS = ("prompt", "prompt_token_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt as the engine takes it.
+
+    Attributes:
+        text: None where the user gave token ids.
+        token_ids: of the text, with its special tokens, or what the user gave.
+    """
+
+    text: str | None
+    token_ids: list[int]
+
+
+PromptType: TypeAlias = str | Sequence[int] | Mapping[str, Any] | TokenizedPrompt
+"""One prompt: text, token ids, one of vLLM's dicts with either, or a tokenized one."""
+
+
+class InputProcessor:
+    """Checks and tokenises; it has no state but the model's limits and the tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase | None",
+        *,
+        max_model_len: int,
+        vocab_size: int,
+    ) -> None:
+        """Take the limits.
+
+        Args:
+            tokenizer: None for token ids in and out alone.
+            max_model_len: most tokens of a sequence, prompt and output.
+            vocab_size: number of the model's embeddings.
+        """
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+
+    def process(
+        self,
+        request_id: str,
+        prompt: PromptType,
+        params: SamplingParams,
+        *,
+        arrival_time: float | None = None,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+    ) -> Request:
+        """Make a request.
+
+        Args:
+            request_id: its name.
+            prompt: see `PromptType`.
+            params: kept as they are; one object may serve many requests.
+            arrival_time: see `Request`; None is now.
+            priority: see `Request`.
+            add_special_tokens: see `tokenize`.
+
+        Raises:
+            ValueError: something of it can't be served; the message says what and why.
+        """
+        check_type("sampling_params", params, SamplingParams, "a SamplingParams")
+        self.check_params(params)
+        [tokenized] = self.tokenize([prompt], add_special_tokens=add_special_tokens)
+        token_ids = tokenized.token_ids
+        if params.truncate_prompt_tokens is not None:
+            token_ids = token_ids[-params.truncate_prompt_tokens :]
+        self._check_length(tokenized.text, token_ids)
+        self._check_vocabulary("prompt_token_ids", token_ids)
+        return Request(
+            request_id=request_id,
+            prompt=tokenized.text,
+            prompt_token_ids=token_ids,
+            sampling_params=params,
+            arrival_time=time.time() if arrival_time is None else arrival_time,
+            priority=check_int("priority", priority, -(2**63), 2**63 - 1),
+        )
+
+    def tokenize(
+        self, prompts: Sequence[PromptType], *, add_special_tokens: bool = True
+    ) -> list[TokenizedPrompt]:
+        """Tokenise prompts, the texts among them all at once, which a fast tokenizer does faster.
+
+        Args:
+            prompts: see `PromptType`; what is tokenised already stays as it is.
+            add_special_tokens: put in what the tokenizer puts in, such as a begin-of-sequence
+                token; False for a chat template's text, which has them already.
+
+        Raises:
+            ValueError: one is no prompt, or text without a tokenizer; a list of several names it
+                by its place.
+        """
+        parsed: list[str | TokenizedPrompt] = []
+        for i, prompt in enumerate(prompts):
+            parsed.append(self._parse(f"prompts[{i}]" if len(prompts) > 1 else "prompt", prompt))
+        texts = [prompt for prompt in parsed if isinstance(prompt, str)]
+        ids = iter(self._encode(texts, add_special_tokens=add_special_tokens))
+        return [TokenizedPrompt(p, next(ids)) if isinstance(p, str) else p for p in parsed]
+
+    def encode_word(self, word: str) -> list[list[int]]:
+        """Return the token ids that spell one of `SamplingParams.bad_words`.
+
+        At the beginning of the text and after a space, where that is another first token; the
+        rule is vLLM's (`SamplingParams.update_from_tokenizer`).
+        """
+        plain, spaced = self._encode([word.lstrip(), f" {word.lstrip()}"], add_special_tokens=False)
+        if spaced[:1] != plain[:1] and len(spaced) == len(plain):
+            return [plain, spaced]
+        return [plain]
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Refuse parameters that contradict the model or need a tokenizer that is not there.
+
+        Raises:
+            ValueError: they do.
+        """
+        self._check_vocabulary("stop_token_ids", params.stop_token_ids)
+        self._check_vocabulary("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_vocabulary("logit_bias", params.logit_bias or ())
+        for field in ("logprobs", "prompt_logprobs"):
+            count = getattr(params, field)
+            if count is not None and count > self.vocab_size:
+                refuse(field, count, f"at most {self.vocab_size} (the vocabulary's size)")
+        if self.tokenizer is None:
+            for field in ("stop", "bad_words"):
+                if value := getattr(params, field):
+                    refuse(field, value, "empty: there is no tokenizer to make or read text with")
+
+    def _parse(self, name: str, prompt: object) -> str | TokenizedPrompt:
+        if isinstance(prompt, TokenizedPrompt):
+            return prompt
+        if isinstance(prompt, Mapping):
+            key, prompt = _only_value(name, prompt)
+            name = f"{name}[{key!r}]"
+            if (key == "prompt") is not isinstance(prompt, str):
+                refuse(name, prompt, "text" if key == "prompt" else "a list of token ids")
+        if isinstance(prompt, str):
+            return self._check_text(name, prompt)
+        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+            refuse(name, prompt, _FORMS)
+        token_ids = check_token_ids(name, prompt)
+        if not token_ids:
+            refuse(name, prompt, "a list of at least one token id")
+        return TokenizedPrompt(None, token_ids)
+
+    def _check_text(self, name: str, text: str) -> str:
+        if self.tokenizer is None:
+            refuse(name, text, "a list of token ids: there is no tokenizer to read text with")
+        if not text:
+            refuse(name, text, "a text that is not empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            refuse(name, text, f"valid Unicode: the character at {error.start} is half of one")
+        return text
+
+    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if not texts or self.tokenizer is None:
+            return []
+        # Not verbose: how long is too long is our business.
+        encoded = self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _check_length(self, text: str | None, token_ids: list[int]) -> None:
+        if not token_ids:
+            refuse("prompt", text, "a text of at least one token")
+        if len(token_ids) >= self.max_model_len:
+            raise ValueError(
+                f"the prompt has {len(token_ids)} tokens and the model's max_model_len is "
+                f"{self.max_model_len}, of which one must be left for the output: shorten the "
+                "prompt, or keep its end alone with truncate_prompt_tokens"
+            )
+
+    def _check_vocabulary(self, field: str, token_ids: Iterable[int]) -> None:
+        if max(token_ids, default=0) >= self.vocab_size:
+            wrong = next(token_id for token_id in token_ids if token_id >= self.vocab_size)
+            refuse(field, wrong, f"token ids below {self.vocab_size} (the vocabulary's size)")
+
+
+def _only_value(name: str, prompt: Mapping[str, Any]) -> tuple[str, object]:
+    """The key and the value of a dict that has the text or the ids."""
+    if unknown := [key for key in prompt if key not in _KEYS]:
+        _refuse_key(name, unknown[0])
+    given = [key for key in _KEYS if prompt.get(key) is not None]
+    if len(given) != 1:
+        got = "both" if given else "neither"
+        raise ValueError(f"{name} must have either 'prompt' or 'prompt_token_ids', got {got}")
+    return given[0], prompt[given[0]]
+
+
+def _refuse_key(name: str, key: object) -> NoReturn:
+    raise ValueError(
+        f"{name} has the key {key!r}{nearest(str(key), _KEYS)}; it takes 'prompt' or "
+        "'prompt_token_ids'"
+    )
