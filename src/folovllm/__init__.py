@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from folovllm.demo_model import (
         ensure_demo_model as ensure_demo_model,
     )
+    from folovllm.engine.llm_engine import (
+        LLMEngine as LLMEngine,
+    )
     from folovllm.errors import (
         ConfigError as ConfigError,
+        EngineDeadError as EngineDeadError,
         FoloVLLMError as FoloVLLMError,
         ModelLoadError as ModelLoadError,
+    )
+    from folovllm.llm import (
+        LLM as LLM,
     )
     from folovllm.model_loader import (
         ModelLoader as ModelLoader,
@@ -64,9 +71,12 @@ _MODULE_OF = {
     "ModelConfig": "config",
     "SchedulerConfig": "config",
     "ensure_demo_model": "demo_model",
+    "LLMEngine": "engine.llm_engine",
     "ConfigError": "errors",
+    "EngineDeadError": "errors",
     "FoloVLLMError": "errors",
     "ModelLoadError": "errors",
+    "LLM": "llm",
     "ModelLoader": "model_loader",
     "get_model_and_tokenizer": "model_loader",
     "CompletionOutput": "outputs",

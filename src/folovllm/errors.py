@@ -22,6 +22,10 @@ class ModelLoadError(FoloVLLMError, RuntimeError):
     """A model or tokenizer cannot be loaded from where it was asked for."""
 
 
+class EngineDeadError(FoloVLLMError, RuntimeError):
+    """The engine met an error that left it in a state in which it cannot go on."""
+
+
 @contextmanager
 def explain_load_errors(what: str) -> Iterator[None]:
     """Turn whatever a library raises over a model's files into a `ModelLoadError`.

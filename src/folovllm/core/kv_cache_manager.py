@@ -210,6 +210,17 @@ class KVCacheManager:
             self._release(seq.block_ids)
         seq.block_ids = []
 
+    def discard(self, block_ids: Iterable[int]) -> list[int]:
+        """Let nobody find blocks of the device in which something is wrong.
+
+        Returns:
+            Those that nobody has any more.
+        """
+        ids = sorted(set(block_ids))
+        for block_id in ids:
+            self._device.drop_hash(block_id)
+        return [block_id for block_id in ids if self._device.ref_counts[block_id] == 0]
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Compare the blocks with their owners, of whom `sequences` has to hold all.
 

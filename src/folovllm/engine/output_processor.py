@@ -22,7 +22,7 @@ class StepResult(Protocol):
     Attributes:
         token_ids: one for each of the plan's samples, in their order.
         logprobs: in the same order; None where none were asked for.
-        prompt_logprobs: by request id, of the prompt tokens that the step predicted.
+        prompt_logprobs: by sequence id, of the prompt tokens that the step predicted.
     """
 
     @property
@@ -156,7 +156,7 @@ class OutputProcessor:
         self, plan: SchedulerOutput, logprobs: Mapping[str, List[Logprobs]]
     ) -> None:
         for entry in plan.scheduled:
-            new = logprobs.get(entry.seq.request_id)
+            new = logprobs.get(entry.seq.seq_id)
             state = self._sequences.get(entry.seq.seq_id)
             if new is not None and state is not None and state.seq is entry.seq:
                 state.request.add_prompt_logprobs(entry.start + 1, new)

@@ -73,6 +73,7 @@ class Sampler:
         self._encode_word = encode_word
         self._seeds = random.Random(seed)  # noqa: S311 - nothing secret
         self._states: dict[str, SequenceState] = {}
+        self._seq_ids: dict[str, list[str]] = {}  # of the states, by request
         self._scratch = torch.empty(0, device=device)
 
     def sample(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> SampledTokens:
@@ -112,11 +113,13 @@ class Sampler:
         table = logprobs.tabulate(logits[:, : self._vocab_size], tokens, count)
         return logprobs.to_dicts(token_ids, table.tolist(), count)
 
-    def forget(self, seq_id: str) -> None:
-        """Drop what is known of a sequence: it is finished."""
-        self._states.pop(seq_id, None)
+    def forget(self, request_id: str) -> None:
+        """Drop what is known of a request's sequences: it is finished."""
+        for seq_id in self._seq_ids.pop(request_id, ()):
+            del self._states[seq_id]
 
     def _meet(self, seq: Sequence) -> SequenceState:
+        self._seq_ids.setdefault(seq.request_id, []).append(seq.seq_id)
         state = self._states[seq.seq_id] = make_state(
             seq,
             vocab_size=self._vocab_size,

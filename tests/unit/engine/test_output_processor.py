@@ -286,7 +286,7 @@ class TestPromptLogprobs:
         plan = SchedulerOutput(
             (ScheduledSequence(seq, start, num_tokens, (seq,) if sample else ()),), num_tokens
         )
-        new = {"r": [{token_id: Logprob(-1.0 * token_id)} for token_id in ids]}
+        new = {seq.seq_id: [{token_id: Logprob(-1.0 * token_id)} for token_id in ids]}
         engine.processor.add(plan, Result(spell("x") if sample else [], None, new))
         return engine.processor.make_outputs()
 

@@ -1,0 +1,133 @@
+"""The seam between a model's attention layers and the paged KV cache.
+
+A backend writes the keys and values of a step's tokens to their slots and attends through block
+tables. The model calls it by way of an `AttentionStep`, which travels through its forward as a
+keyword argument: no layer reaches for a global.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+
+class LayerSpec(NamedTuple):
+    """What an attention layer keeps in the cache for each token."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers that is."""
+        return self.num_kv_heads * (self.key_size + self.value_size)
+
+
+class LayerCache(NamedTuple):
+    """The cache of one layer: `[num_blocks, block_size, num_kv_heads, size]` each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLayout:
+    """Where the tokens of a flat batch belong: what a backend builds its metadata from.
+
+    The tokens of a sequence are neighbours in the batch, in the order of their positions.
+
+    Attributes:
+        query_lens: tokens of each sequence in this step.
+        seq_lens: tokens of each sequence up to and with this step's.
+        block_ids: the cache blocks of each sequence.
+        slots: for each token of the batch, block * block_size + offset, on the device; `[T]`.
+        block_size: tokens in a block.
+    """
+
+    query_lens: list[int]
+    seq_lens: list[int]
+    block_ids: list[list[int]]
+    slots: torch.Tensor
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """How a layer attends, beside its tensors.
+
+    Attributes:
+        scale: what the products of queries and keys are multiplied by.
+        window: each token sees this many of the last tokens, itself included; None is all.
+        softcap: scores become softcap * tanh(scores / softcap); None leaves them.
+        sinks: a learned score a query head that takes part in the softmax and has no value;
+            `[num_heads]`.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+
+class AttentionBackend(Protocol):
+    """What a backend must be able to do."""
+
+    name: str
+
+    def build(self, layout: BatchLayout) -> Any:
+        """Prepare, once a step, what all layers share."""
+        ...
+
+    def attend(
+        self,
+        metadata: Any,
+        cache: LayerCache,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """Write keys and values to the cache, then attend.
+
+        Args:
+            metadata: what `build` made of the step.
+            cache: the layer's.
+            query: `[1, num_heads, T, key_size]`.
+            key: `[1, num_kv_heads, T, key_size]`.
+            value: `[1, num_kv_heads, T, value_size]`.
+            options: how.
+
+        Returns:
+            `[1, T, num_heads, value_size]`.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class AttentionStep:
+    """One step's attention, as the model's layers see it."""
+
+    backend: AttentionBackend
+    caches: Sequence[LayerCache]
+    metadata: Any
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """Attend in a layer; shapes as in `AttentionBackend.attend`."""
+        return self.backend.attend(self.metadata, self.caches[layer], query, key, value, options)
+
+
+def write_to_cache(
+    cache: LayerCache, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> None:
+    """Store a step's keys and values, `[1, num_kv_heads, T, size]` each, at their slots `[T]`."""
+    cache.keys.flatten(0, 1).index_copy_(0, slots, key[0].transpose(0, 1))
+    cache.values.flatten(0, 1).index_copy_(0, slots, value[0].transpose(0, 1))

@@ -1,0 +1,145 @@
+"""From a configuration to the parts of an engine."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from folovllm.attention.sdpa import SdpaBackend
+from folovllm.config import EngineConfig
+from folovllm.core.kv_cache_manager import KVCacheManager
+from folovllm.core.scheduler import Scheduler
+from folovllm.engine.input_processor import InputProcessor
+from folovllm.errors import ConfigError
+from folovllm.linear.backend import choose_backend, pack_linears
+from folovllm.model_loader import get_model_and_tokenizer
+from folovllm.models.hf_adapter import PagedModel
+from folovllm.sampling.sampler import Sampler
+from folovllm.utils.threads import use_allowed_cores
+from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
+from folovllm.worker.model_runner import ModelRunner
+from folovllm.worker.profiling import profile_gpu
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Most tokens of a step by device. A CPU multiplies no faster with more than 512 rows, and the
+others wait for as long as a step takes; the GPU's is vLLM's."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is assembled from; `generation_config` is the checkpoint's."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    generation_config: "GenerationConfig"
+    input_processor: InputProcessor
+    cache_manager: KVCacheManager
+    scheduler: Scheduler
+    runner: ModelRunner
+
+
+def build_parts(config: EngineConfig, device: "str | torch.device | None" = None) -> EngineParts:
+    """Load the model, take the memory of its cache and put everything around it together.
+
+    Args:
+        config: the engine's configuration.
+        device: None for CUDA where there is one, else the CPU.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded, or not be served.
+        ConfigError: there is no room for its cache, or settings contradict each other.
+    """
+    use_allowed_cores()
+    hf_model, tokenizer = get_model_and_tokenizer(config.model_config, device)
+    generation_config = hf_model.generation_config
+    model = PagedModel(hf_model)
+    pack_linears(hf_model, choose_backend(model.device, model.dtype))
+    max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
+    budget = batched_tokens(config, model.device.type, max_model_len)
+    extra_eos = eos_token_ids(generation_config)
+    num_blocks, num_host_blocks = _count_blocks(config, model, max_model_len, budget)
+    block_size = config.cache_config.block_size
+    cache_manager = KVCacheManager(
+        num_blocks,
+        block_size,
+        enable_prefix_caching=config.cache_config.enable_prefix_caching,
+        num_host_blocks=num_host_blocks,
+    )
+    scheduler = Scheduler(
+        config.scheduler_config,
+        cache_manager,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=budget,
+        eos_token_id=tokenizer.eos_token_id,
+        extra_eos_token_ids=extra_eos,
+    )
+    processor = InputProcessor(tokenizer, max_model_len=max_model_len, vocab_size=model.vocab_size)
+    sampler = Sampler(
+        model.vocab_size,
+        model.device,
+        eos_token_ids={tokenizer.eos_token_id, *extra_eos} - {None},
+        seed=config.model_config.seed,
+        encode_word=processor.encode_word,
+    )
+    cache = KVCache(
+        model.layers, num_blocks, num_host_blocks, block_size, model.dtype, model.device
+    )
+    runner = ModelRunner(model, cache, SdpaBackend(), sampler, block_size)
+    return EngineParts(tokenizer, generation_config, processor, cache_manager, scheduler, runner)
+
+
+def eos_token_ids(generation_config: "GenerationConfig") -> list[int]:
+    """The ids that end a sequence by the checkpoint's generation config."""
+    ids = generation_config.eos_token_id
+    if ids is None:
+        return []
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
+def batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:
+    """The most tokens in a step: what was asked for, or what suits the device."""
+    asked = config.scheduler_config.max_num_batched_tokens
+    if asked is not None:
+        return asked
+    chosen = DEFAULT_BATCHED_TOKENS.get(device_type, 2048)
+    whole_prompts = not config.scheduler_config.enable_chunked_prefill
+    return max(chosen, max_model_len) if whole_prompts else chosen
+
+
+def _count_blocks(
+    config: EngineConfig, model: PagedModel, max_model_len: int, budget: int
+) -> tuple[int, int]:
+    """How many blocks the cache has on the device, block 0 included, and on the host."""
+    cache = config.cache_config
+    block_bytes = bytes_per_block(model.layers, cache.block_size, model.dtype)
+    host_blocks = 0
+    if model.device.type == "cuda":
+        profile = profile_gpu(model, budget, cache.gpu_memory_utilization)
+        size = profile.cache_bytes
+        if profile.swapping_pays(block_bytes / cache.block_size):
+            host_blocks = int(cache.swap_space * GIB) // block_bytes
+    else:
+        size = cpu_cache_bytes(cache.cpu_kvcache_space)
+    # More than every sequence at its longest could never be used.
+    longest = -(-max_model_len // cache.block_size)
+    num_blocks = min(size // block_bytes, config.scheduler_config.max_num_seqs * longest + 1)
+    num_blocks = cache.num_gpu_blocks_override or num_blocks
+    if num_blocks < 2:
+        raise ConfigError(
+            f"no room for a KV cache: a block of {cache.block_size} tokens takes "
+            f"{block_bytes / 2**20:.1f} MiB, and {max(0, size) / 2**20:.1f} MiB are left; raise "
+            "cpu_kvcache_space (CPU) or gpu_memory_utilization (GPU), or take a smaller model"
+        )
+    logger.info(
+        "KV cache: %d blocks of %d tokens, %.2f GiB: room for %.1f sequences of %d tokens",
+        num_blocks,
+        cache.block_size,
+        num_blocks * block_bytes / GIB,
+        (num_blocks - 1) / longest,
+        max_model_len,
+    )
+    return num_blocks, host_blocks

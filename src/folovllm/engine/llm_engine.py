@@ -1,0 +1,251 @@
+"""The engine: requests in, outputs out, one step at a time."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from folovllm.config import EngineConfig
+from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.engine.build import build_parts
+from folovllm.engine.input_processor import PromptType
+from folovllm.engine.output_processor import OutputProcessor
+from folovllm.engine.stats import EngineStats, SchedulerState
+from folovllm.errors import EngineDeadError
+from folovllm.outputs import RequestOutput
+from folovllm.request import SequenceStatus
+from folovllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from folovllm.worker.model_runner import StepResult
+
+logger = logging.getLogger(__name__)
+
+
+class LLMEngine:
+    """Runs many requests together.
+
+    One thread calls `step` again and again. Any thread may add and abort requests meanwhile: the
+    model runs without the lock that they take.
+
+    Args:
+        config: everything that can be set.
+        device: where to run; None for CUDA where there is one, else the CPU.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded, or not be served.
+        ConfigError: there is no room for its cache.
+    """
+
+    def __init__(self, config: EngineConfig, device: "str | torch.device | None" = None) -> None:
+        """Load the model and take the memory for its cache."""
+        parts = build_parts(config, device)
+        self.config = config
+        self.tokenizer = parts.tokenizer
+        self.generation_config = parts.generation_config
+        self.runner = parts.runner
+        self.input_processor = parts.input_processor
+        self.output_processor = OutputProcessor(parts.tokenizer)
+        self.cache_manager = parts.cache_manager
+        self.scheduler = parts.scheduler
+        self._stats = EngineStats()
+        self._lock = threading.Lock()  # of all that is told of requests
+        self._step_lock = threading.Lock()  # of the runner
+        self._dead: str | None = None
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: PromptType,
+        params: SamplingParams,
+        *,
+        arrival_time: float | None = None,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+    ) -> None:
+        """Queue a request.
+
+        Args:
+            request_id: what its outputs are to be called; that of no unfinished request.
+            prompt: text, token ids, or one of vLLM's dicts with either.
+            params: how to sample.
+            arrival_time: `time.time()` when it came; None is now.
+            priority: under the policy "priority", a lower value runs earlier.
+            add_special_tokens: False for a text that has them already.
+
+        Raises:
+            ValueError: it can never be served; the message says why, and nothing was queued.
+            EngineDeadError: the engine cannot go on.
+        """
+        request = self.input_processor.process(
+            request_id,
+            prompt,
+            params,
+            arrival_time=arrival_time,
+            priority=priority,
+            add_special_tokens=add_special_tokens,
+        )
+        with self._lock:
+            self._check_alive()
+            self.scheduler.add_request(request)
+            self.output_processor.add_request(request)
+
+    def abort_request(self, request_id: str | Iterable[str]) -> None:
+        """End requests, at any moment, without another output; unknown ids are passed over."""
+        ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        with self._lock:
+            for each in ids:
+                self._abort(each)
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether a step has something to do."""
+        return self.scheduler.has_unfinished_requests()
+
+    def get_num_unfinished_requests(self) -> int:
+        """Return the number of requests that are not finished."""
+        return self.scheduler.get_num_unfinished_requests()
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one step.
+
+        When a step fails, the requests that were part of it end with `RequestOutput.error`, and
+        the engine goes on with the others.
+
+        Returns:
+            An output for each request that moved and whose `output_kind` asks for one.
+
+        Raises:
+            EngineDeadError: the engine cannot go on.
+        """
+        with self._step_lock:
+            started = time.perf_counter()
+            with self._bookkeeping():
+                plan = self.scheduler.schedule()
+            if not plan.scheduled:
+                return []
+            try:
+                result = self.runner.execute(plan)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends these requests
+                with self._bookkeeping():
+                    return self._give_up(plan, error)
+            except BaseException:  # Ctrl-C: nobody will ask for these outputs
+                with self._bookkeeping():
+                    self._give_up(plan, "interrupted")
+                raise
+            with self._bookkeeping():
+                return self._finish_step(plan, result, started)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what was done so far and how long it took, in plain types and seconds."""
+        with self._lock:
+            return self._stats.as_dict()
+
+    def _finish_step(
+        self, plan: SchedulerOutput, result: "StepResult", started: float
+    ) -> list[RequestOutput]:
+        failed = self._end_failed(plan, result.failed) if result.failed else []
+        self.scheduler.update(plan, result.token_ids)
+        for seq, stop in self.output_processor.add(plan, result, started=started):
+            self.scheduler.finish(seq, SequenceStatus.FINISHED_STOPPED, stop)
+        outputs = failed + self.output_processor.make_outputs()
+        for output in outputs:
+            if output.finished:
+                self._end(output)
+        self._record_step(plan, len(result.token_ids), started)
+        return outputs
+
+    def _record_step(self, plan: SchedulerOutput, num_generated: int, started: float) -> None:
+        scheduler, cache = self.scheduler, self.cache_manager
+        state = SchedulerState(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            swapped=scheduler.num_swapped,
+            cache_usage=cache.usage,
+            prefix_queries=cache.prefix_cache_queries,
+            prefix_hits=cache.prefix_cache_hits,
+            preemptions=scheduler.num_preemptions,
+        )
+        self._stats.record_step(plan, num_generated, time.perf_counter() - started, state)
+
+    def _end(self, output: RequestOutput) -> None:
+        """Drop what is left of a finished request."""
+        self._stats.record_finished(output.metrics, output.error)
+        self.runner.forget(output.request_id)
+
+    def _abort(self, request_id: str, error: str | None = None) -> RequestOutput | None:
+        self.scheduler.abort_request(request_id)
+        output = self.output_processor.abort(request_id, error)
+        if output is not None:
+            self._end(output)
+        return output
+
+    def _end_failed(self, plan: SchedulerOutput, failed: dict[str, str]) -> list[RequestOutput]:
+        """End the requests of sequences that nothing could be sampled for."""
+        outputs = []
+        block_ids: list[int] = []
+        for entry in plan.scheduled:
+            reason = failed.get(entry.seq.seq_id)
+            if reason is not None:
+                block_ids += entry.seq.block_ids
+                logger.error("request %s: %s", entry.seq.request_id, reason)
+                outputs.append(self._abort(entry.seq.request_id, reason))
+        # What is not finite in the cache would spoil whoever found or got these blocks.
+        self.runner.cache.clear(self.cache_manager.discard(block_ids))
+        return [output for output in outputs if output is not None]
+
+    def _give_up(self, plan: SchedulerOutput, cause: Exception | str) -> list[RequestOutput]:
+        """End the requests of a step that failed."""
+        reason = explain_failure(plan, cause)
+        self.scheduler.fail(plan)
+        request_ids = dict.fromkeys(entry.seq.request_id for entry in plan.scheduled)
+        outputs = [self._abort(request_id, reason) for request_id in request_ids]
+        if isinstance(cause, Exception):
+            logger.error("a step failed: %s", reason, exc_info=cause)
+            if is_fatal(cause):
+                self._dead = reason
+        return [output for output in outputs if output is not None]
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise EngineDeadError(f"the engine cannot go on since a step failed: {self._dead}")
+
+    @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        """Hold the lock; when what is told of requests may be half changed, say so from then on."""
+        with self._lock:
+            self._check_alive()
+            try:
+                yield
+            except BaseException as error:
+                self._dead = f"{type(error).__name__} while keeping its books: {error}"
+                raise
+
+
+def explain_failure(plan: SchedulerOutput, cause: Exception | str) -> str:
+    """What a user is told of a step that failed: its size, the cause, and what to do."""
+    size = f"a step of {plan.num_tokens} tokens of {len(plan.scheduled)} sequences"
+    if isinstance(cause, str):
+        return f"{size} was {cause}"
+    lines = str(cause).strip().splitlines()
+    text = f"{size} failed: {type(cause).__name__}: {lines[0] if lines else 'no message'}"
+    if is_out_of_memory(cause):
+        text += "; lower max_num_batched_tokens, max_num_seqs or the size of the KV cache"
+    return text
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the host or on a device."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether the device is of no use any more to this process.
+
+    After a CUDA error other than want of memory, every later call fails as well.
+    """
+    return not is_out_of_memory(error) and "CUDA error" in str(error)

@@ -1,0 +1,190 @@
+"""Any causal language model of transformers over the paged KV cache.
+
+Transformers lets an engine register an attention function of its own (`AttentionInterface`).
+The model then runs on a flat batch, `[1, T]` ids with explicit positions, without a mask and
+without a cache of its own; our function writes keys and values to their slots and attends
+through block tables. What the layers keep in the cache is found out by running the model once
+on two tokens, not by reading its configuration, in which every family has other names for it.
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AttentionInterface
+
+from folovllm.attention.backend import AttentionOptions, AttentionStep, LayerSpec
+from folovllm.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION_NAME = "folovllm_paged"
+"""Under which transformers knows our attention function."""
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - transformers passes it
+    *,
+    attention_step: "AttentionStep | LayerRecorder",
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend in one layer of the model; transformers' attention interface.
+
+    Returns:
+        `[1, T, num_heads, value_size]`, and no attention weights.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    options = AttentionOptions(scale, sliding_window, softcap, s_aux)
+    layer: Any = module.layer_idx
+    return attention_step.attend(layer, query, key, value, options), None
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+class PagedModel:
+    """A model whose attention goes through an `AttentionStep`.
+
+    Args:
+        model: a causal language model of transformers; it is changed for good.
+
+    Attributes:
+        layers: what each attention layer keeps in the cache, in the order of `layer_idx`.
+        vocab_size: rows of the input embedding: ids from 0 to one less can be computed.
+
+    Raises:
+        ModelLoadError: it has layers that cannot be served through a paged cache; the message
+            names them.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        """Refuse what cannot be served; take over the attention of what can."""
+        _check_servable(model)
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.model = model
+        self.device = model.device
+        self.dtype = model.dtype
+        embeddings: Any = model.get_input_embeddings()
+        self.vocab_size: int = embeddings.weight.shape[0]
+        parameters = inspect.signature(model.forward).parameters
+        self._selects_logits = "logits_to_keep" in parameters
+        self.layers = self._find_layers()
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        step: "AttentionStep | LayerRecorder",
+        logit_rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run the model on a flat batch.
+
+        Args:
+            token_ids: `[T]`.
+            positions: of each token in its sequence, `[T]`.
+            step: the attention of this step.
+            logit_rows: of which tokens logits are wanted, `[rows]`.
+
+        Returns:
+            Logits, `[rows, vocabulary]`, in the model's data type.
+        """
+        selection = {"logits_to_keep": logit_rows} if self._selects_logits else {}
+        output: Any = self.model(
+            input_ids=token_ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            attention_step=step,
+            **selection,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits if self._selects_logits else logits[logit_rows]
+
+    @torch.inference_mode()
+    def _find_layers(self) -> list[LayerSpec]:
+        recorder = LayerRecorder()
+        ids = torch.zeros(2, dtype=torch.long, device=self.device)
+        positions = torch.arange(2, device=self.device)
+        try:
+            self.forward(ids, positions, recorder, positions[-1:])
+        except TypeError as error:
+            raise ModelLoadError(
+                f"{_name(self.model)} cannot be run over a paged KV cache: {error}. Its forward "
+                "does not hand keyword arguments on to its attention layers"
+            ) from error
+        layers = recorder.layers
+        count = self.model.config.get_text_config().num_hidden_layers
+        if missing := sorted(set(range(count)) - set(layers)):
+            raise ModelLoadError(
+                f"{_name(self.model)} cannot be served: its layers {missing} keep a state that is "
+                "no KV cache (a state-space, recurrent or convolution layer, or attention of its "
+                "own); FoloVLLM serves models whose layers all attend through transformers' "
+                "attention interface"
+            )
+        return [layers[i] for i in range(count)]
+
+
+class LayerRecorder:
+    """Stands in for an `AttentionStep`, which needs a cache, and notes what each layer brings."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.layers: dict[int, LayerSpec] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,  # noqa: ARG002 - an AttentionStep takes it
+    ) -> torch.Tensor:
+        """Note the shapes and attend to nothing; shapes as in `AttentionBackend.attend`."""
+        self.layers[layer] = LayerSpec(key.shape[1], key.shape[-1], value.shape[-1])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
+
+
+def _name(model: "PreTrainedModel") -> str:
+    return f"{type(model).__name__} ({model.config.model_type})"
+
+
+def _check_servable(model: "PreTrainedModel") -> None:
+    """Refuse, by name, what is known not to work before running it."""
+    config: Any = model.config
+    text = config.get_text_config()
+    reason = ""
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder model, and FoloVLLM serves decoder-only models"
+    elif not model._supports_attention_backend:  # noqa: SLF001 - what transformers offers to ask
+        reason = "transformers runs its attention in code of its own, which cannot be replaced"
+    elif getattr(text, "num_kv_shared_layers", 0):
+        reason = "some of its layers use the keys and values of other layers"
+    elif (why := _rope_by_length(text)) is not None:
+        reason = why
+    if reason:
+        raise ModelLoadError(f"{_name(model)} cannot be served: {reason}")
+
+
+def _rope_by_length(config: Any) -> str | None:
+    """Why rotary positions that change with the longest sequence of a batch cannot be had.
+
+    They would make a sequence's tokens depend on its neighbours in the batch, and on what of
+    its own is in the cache already.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]
+    kinds = {part.get("rope_type") for part in nested}
+    if found := kinds & {"dynamic", "longrope"}:
+        return (
+            f"its rotary positions of type {found.pop()!r} depend on the length of the longest "
+            "sequence in a batch"
+        )
+    return None

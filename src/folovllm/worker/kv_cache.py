@@ -1,0 +1,118 @@
+"""The tensors of the paged KV cache: how many blocks, made where, and moved how."""
+
+import logging
+
+import torch
+
+from folovllm.attention.backend import LayerCache, LayerSpec
+from folovllm.errors import ConfigError
+from folovllm.utils.memory import available_memory
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+DEFAULT_CPU_SPACE = 4 * GIB
+
+
+class KVCache:
+    """The device's blocks and, where sequences may be swapped out, the host's.
+
+    Args:
+        layers: what each layer keeps for a token.
+        num_blocks: on the device, block 0 included, which padding may read and write.
+        num_host_blocks: in host memory.
+        block_size: tokens in a block.
+        dtype: of the numbers.
+        device: of the first pool.
+
+    Attributes:
+        layers: each layer's cache on the device.
+        host_layers: each layer's cache in host memory.
+    """
+
+    def __init__(
+        self,
+        layers: list[LayerSpec],
+        num_blocks: int,
+        num_host_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Take the memory; an operating system gives it out as it is first written to."""
+
+        def make(blocks: int, *, on: torch.device | str, pinned: bool) -> list[LayerCache]:
+            # Zeros, not whatever is there: padding is read and must be finite.
+            return [
+                LayerCache(
+                    *(
+                        torch.zeros(
+                            (blocks, block_size, layer.num_kv_heads, size),
+                            dtype=dtype,
+                            device=on,
+                            pin_memory=pinned,
+                        )
+                        for size in (layer.key_size, layer.value_size)
+                    )
+                )
+                for layer in layers
+            ]
+
+        self.layers = make(num_blocks, on=device, pinned=False)
+        self.host_layers = make(num_host_blocks, on="cpu", pinned=device.type == "cuda")
+
+    def swap_out(self, moves: tuple[tuple[int, int], ...]) -> None:
+        """Copy blocks (device, host) to host memory."""
+        _copy(self.layers, self.host_layers, moves)
+
+    def swap_in(self, moves: tuple[tuple[int, int], ...]) -> None:
+        """Copy blocks (host, device) back to the device."""
+        _copy(self.host_layers, self.layers, moves)
+
+    def copy(self, moves: tuple[tuple[int, int], ...]) -> None:
+        """Copy blocks (source, target) on the device."""
+        _copy(self.layers, self.layers, moves)
+
+    def clear(self, block_ids: list[int]) -> None:
+        """Write zeros: what is not finite in a block would spoil whoever gets it next."""
+        for cache in self.layers:
+            for pages in cache:
+                pages[block_ids] = 0
+
+
+def _copy(
+    sources: list[LayerCache], targets: list[LayerCache], moves: tuple[tuple[int, int], ...]
+) -> None:
+    if not moves:
+        return
+    from_ids, to_ids = torch.tensor(moves).T
+    for source, target in zip(sources, targets, strict=True):
+        for pages, new_pages in zip(source, target, strict=True):
+            picked = pages[from_ids.to(pages.device)].to(new_pages.device)
+            new_pages[to_ids.to(new_pages.device)] = picked
+
+
+def bytes_per_block(layers: list[LayerSpec], block_size: int, dtype: torch.dtype) -> int:
+    """What one block of all layers takes."""
+    return sum(layer.numbers for layer in layers) * block_size * dtype.itemsize
+
+
+def cpu_cache_bytes(space_gib: float | None) -> int:
+    """How much memory the cache on a CPU may take.
+
+    Args:
+        space_gib: what the user asked for; None takes 4 GiB, or half of what is free if that
+            is less.
+
+    Raises:
+        ConfigError: the memory asked for is not there.
+    """
+    free = available_memory()
+    if space_gib is None:
+        return min(DEFAULT_CPU_SPACE, free // 2)
+    if space_gib * GIB > free:
+        raise ConfigError(
+            f"cpu_kvcache_space: got {space_gib:g} GiB, and {free / GIB:.1f} GiB of memory are "
+            "free; ask for less, or leave it unset"
+        )
+    return int(space_gib * GIB)
