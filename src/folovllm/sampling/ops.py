@@ -70,12 +70,12 @@ def search(
     """Return where the running sum of each row passes a share of its total: the inverse CDF.
 
     With uniform numbers as shares it draws from the weights. A place of weight 0 is never
-    returned while the row has another. Sums are float32 within a chunk and float64 over the
+    returned for a share of the row's own sum. Sums are float32 within a chunk and float64 over the
     chunks, so that the error does not grow with the vocabulary, at the cost of one pass.
 
     Args:
         weights: [rows, n] in float32, none negative, n in whole chunks.
-        shares: [rows] in float64, from 0 to 1.
+        shares: [rows] in float64, from 0 to less than 1.
         totals: [rows] in float64, what the shares are of; None for the sums of the rows.
         inclusive: whether reaching the share is enough to have passed it.
 
@@ -112,12 +112,11 @@ def _passed(
     sums: torch.Tensor, targets: torch.Tensor, inclusive: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first place where `sums` passes the target, and how much of its step that is."""
-    last = sums[:, -1]
-    # Rounding must not carry a target past the end, where there is nothing.
-    limit = last if inclusive else torch.nextafter(last, torch.zeros_like(last))
-    targets = torch.minimum(targets, limit)[:, None]
+    # A float64 below 1 times the total, rounded, is below the total: there is such a place. Only
+    # for NaN and for a share of a greater total there is none.
+    targets = targets[:, None]
     places = torch.searchsorted(sums, targets, right=not inclusive)
-    places.clamp_(max=sums.shape[1] - 1)  # NaN finds no place
+    places.clamp_(max=sums.shape[1] - 1)
     before = sums.gather(1, (places - 1).clamp(min=0)).masked_fill(places == 0, 0)
     share = (targets - before) / (sums.gather(1, places) - before)
     return places[:, 0], share[:, 0]

@@ -6,6 +6,7 @@ from hypothesis import assume, given, strategies as st
 from folovllm.sampling import ops
 from folovllm.sampling.truncation import Limits, cutoffs, draw_truncated
 
+LAST_UNIFORM = 1 - 2.0**-53  # the greatest that random.Random gives
 LARGE = 64 * 64 * 4  # from here on only candidates are sorted
 
 
@@ -133,6 +134,33 @@ class TestDraw:
         assert drawn(x, limits(LARGE, (0.0, 1000, 1.0)), 300) == set(places)
         half = kept(x[0].double().numpy(), 0.0, 1000, 0.5)[0]
         assert drawn(x, limits(LARGE, (0.0, 1000, 0.5)), 300) == set(np.flatnonzero(half).tolist())
+
+    @pytest.mark.parametrize("limit", [(0.0, 50, 1.0), (0.0, -1, 0.3), (1.0, -1, 1.0)])
+    def test_ties_beyond_the_candidates_are_kept(self, limit):
+        logits = torch.randn(1, LARGE, generator=torch.Generator().manual_seed(5))
+        places = list(range(7, LARGE, LARGE // 100))  # in more chunks than are candidates
+        logits[0, places] = 20.0
+        assert drawn(scaled(logits), limits(LARGE, limit), 300) == set(places)
+
+    @pytest.mark.parametrize("limit", [(0.0, 5000, 1.0), (0.0, -1, 0.97)])
+    def test_more_is_kept_than_there_are_candidates(self, limit):
+        # All candidates are greater than all others: nothing but their number tells.
+        logits = torch.rand(1, LARGE, generator=torch.Generator().manual_seed(6))
+        logits[0, :4096] += 4
+        x = scaled(logits)
+        lost = kept(x[0].double().numpy(), *limit)[0]
+        assert lost.sum() > 4096
+        uniforms = torch.tensor([0.999], dtype=torch.float64)
+        token = draw_truncated(x, limits(LARGE, limit), uniforms)
+        assert token >= 4096
+        assert lost[int(token)]
+
+    def test_top_p_of_the_whole_beside_top_p_of_a_part(self):
+        logits = torch.zeros(2, LARGE)
+        logits[:, :4] = torch.tensor([10.0, 9.9, 9.8, 9.7])  # four fifths of the whole
+        limit = limits(LARGE, (0.0, -1, 0.5), (0.0, 4, 0.5))
+        uniforms = torch.full((2,), LAST_UNIFORM, dtype=torch.float64)
+        assert draw_truncated(scaled(logits), limit, uniforms).tolist() == [2, 1]
 
     def test_rows_of_nan_disturb_nobody(self):
         x = scaled(torch.randn(3, LARGE, generator=torch.Generator().manual_seed(4)) * 5)
