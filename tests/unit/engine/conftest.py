@@ -31,7 +31,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 def byte_fallback() -> PreTrainedTokenizerFast:
     """As Llama 2 has it."""
-    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.,!'", "▁t", "▁th", "▁the", "he", "▁▁"]
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyz.,!'", "▁t", "▁th", "▁the", "he", "▁▁", "\ufffd"]
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
     vocabulary |= {token: 256 + i for i, token in enumerate(letters)}
     merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("h", "e"), ("▁", "▁")]

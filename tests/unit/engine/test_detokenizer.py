@@ -1,5 +1,6 @@
 import pytest
 from hypothesis import example, given, strategies as st
+from tokenizers import pre_tokenizers
 
 from folovllm.engine.detokenizer import UNFINISHED, Detokenizer, TokenStream
 from folovllm.engine.token_text import TokenText
@@ -69,7 +70,8 @@ def test_byte_fallback_decodes_each_character_alone(tokenizers, texts, data):
     """Where tokenizers gives up the whole run of bytes for one that is wrong."""
     tokenizer = tokenizers["byte_fallback"]
     size = len(tokenizer) - 2
-    common = st.sampled_from([*"你🙂é".encode(), 0xFF, 256, 262])
+    mark = tokenizer.convert_tokens_to_ids(UNFINISHED)
+    common = st.sampled_from([*"你🙂é".encode(), 0xFF, 256, 262, mark])
     ids = (
         [258, *"你".encode(), 0xE5, 258]
         if data is None
@@ -104,6 +106,16 @@ def test_bytes_that_are_no_character_hold_nothing_up(tokenizers, texts, kind):
     token_id = tokenizers[kind].convert_tokens_to_ids(name)
     pieces = pieces_of(texts[kind], [token_id] * 100)
     assert len("".join(pieces)) >= 99
+
+
+@pytest.mark.parametrize("before", range(24, 44))
+def test_a_character_after_many_bytes_that_are_none(tokenizers, texts, before):
+    tokenizer = tokenizers["byte_level"]
+    wrong = [tokenizer.convert_tokens_to_ids("ÿ")] * before
+    alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    [(spelt, _)] = alphabet.pre_tokenize_str("🙂a")
+    ids = wrong + tokenizer.convert_tokens_to_ids(list(spelt))
+    assert "".join(pieces_of(texts["byte_level"], ids)) == f"{UNFINISHED * before}🙂a"
 
 
 def test_half_a_character_comes_when_it_is_whole(tokenizers, texts):
@@ -178,7 +190,7 @@ class TestSpecialTokens:
 def test_rows_beyond_the_tokenizer_have_no_text(tokenizers, texts, kind):
     beyond = len(tokenizers[kind]) + 5
     the = encode(tokenizers[kind], "the")
-    pieces = pieces_of(texts[kind], [*the, *[beyond] * 30, *the])
+    pieces = pieces_of(texts[kind], [*the, *[beyond] * 100, *the])
     assert "".join(pieces) == texts[kind].decode(the + the)
     assert texts[kind].of(beyond) == ""
 
@@ -228,10 +240,11 @@ class TestStopStrings:
         assert streamed == ["a", " ", "", "", "EN", "E ", "", "EN"]
         assert stop is None
 
-    def test_not_within_the_first_min_tokens(self, tokenizers, texts):
+    @pytest.mark.parametrize(("min_tokens", "end"), [(0, 2), (1, 2), (2, 4), (3, 4), (4, 6)])
+    def test_not_within_the_first_min_tokens(self, tokenizers, texts, min_tokens, end):
         ids = encode(tokenizers["slow"], "ababab")
-        params = SamplingParams(stop="ab", min_tokens=3)
-        assert run(texts["slow"], params, ids)[1:] == ("ab", 4)
+        params = SamplingParams(stop="ab", min_tokens=min_tokens)
+        assert run(texts["slow"], params, ids)[1:] == ("ab", end)
 
     def test_not_in_the_prompt(self, tokenizers, texts):
         prompt, ids = encode(tokenizers["slow"], "a"), encode(tokenizers["slow"], "bc")
@@ -244,3 +257,11 @@ class TestStopStrings:
             stop = detokenizer.push(token_id)
             shown.append(detokenizer.text(finished=stop is not None))
         assert shown == ["a", "ab", "ab", "ab"]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "slow"])
+def test_tokens_without_text_are_not_kept(tokenizers, texts, kind):
+    beyond = len(tokenizers[kind]) + 5
+    stream = TokenStream(texts[kind])
+    assert not any(map(stream.push, [0xFF + 3 if kind == "slow" else beyond] * 1000))
+    assert len(stream._ids) <= 32

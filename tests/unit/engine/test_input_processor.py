@@ -180,3 +180,7 @@ class TestEncodeWord:
     def test_once_where_the_space_is_a_token_of_its_own(self, tokenizers):
         processor = InputProcessor(tokenizers["slow"], max_model_len=16, vocab_size=400)
         assert processor.encode_word("ab") == [[100, 101]]
+
+    def test_once_where_the_space_makes_no_difference(self, tokenizers):
+        processor = InputProcessor(tokenizers["words"], max_model_len=16, vocab_size=10)
+        assert processor.encode_word("cat") == [[2]]
