@@ -3,10 +3,12 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.sampling import Say
+from folovllm.utils.threads import allowed_cores
 
 SUMMARY = pytest.StashKey[list[str]]()
 
@@ -45,6 +47,20 @@ def threads() -> int:
     return allowed_cores()
 
 
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Say:
+    """Prints while samples are taken, which takes minutes in which pytest says nothing."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    reporter = pytestconfig.pluginmanager.getplugin("terminalreporter")
+
+    def write(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    return write
+
+
 @pytest.hookimpl(trylast=True)  # below pytest-benchmark's tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in terminalreporter.config.stash[SUMMARY]:
@@ -61,17 +77,3 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
             machine_info["packages"][package] = version(package)
         except PackageNotFoundError:  # runs from its sources
             machine_info["packages"][package] = None
-
-
-def allowed_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The cores that affinity and the container's quota leave, at least one."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, int(quota) // int(period))
-    except (OSError, ValueError):  # no control group, or "max"
-        pass
-    return max(cores, 1)

@@ -20,6 +20,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import folovllm
+from benchmarks.sampling import CLOCK, Say, hand_over
 from folovllm.checkpoint import find_checkpoint
 
 if sys.platform != "linux":
@@ -34,24 +35,6 @@ CACHES = ("warm", "cold")
 WAYS = ("folovllm", "from_pretrained", "read")
 CASES: list[Case] = list(product(CACHES, DTYPES, WAYS))
 CHILD_TIMEOUT_S = 900
-
-
-class VirtualClock:
-    """A timer for pytest-benchmark that goes forward by times that were measured elsewhere."""
-
-    now = 0.0
-    __name__ = "virtual_clock"
-
-    def __call__(self) -> float:
-        """What pytest-benchmark calls before and after."""
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Let that much time have passed."""
-        self.now += seconds
-
-
-CLOCK = VirtualClock()
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +53,9 @@ def samples(
     rounds: int,
     threads: int,
     summary: list[str],
-    pytestconfig: pytest.Config,
+    say: Say,
 ) -> dict[Case, list[Sample]]:
     """All samples of all cases: one of each in turn, as often as there are rounds."""
-    say = narrator(pytestconfig)
     taken: dict[Case, list[Sample]] = {case: [] for case in CASES}
     for way in WAYS:  # brings the libraries' files into the page cache; not counted
         take(("warm", "float32", way), model_folder, threads)
@@ -85,19 +67,6 @@ def samples(
     check_same_model(taken)
     summary += summarize(taken, f"{model_folder.name}, {threads} threads, {rounds} rounds in turn")
     return taken
-
-
-def narrator(config: pytest.Config) -> Callable[[str], None]:
-    """Prints while samples are taken, which takes minutes in which pytest says nothing."""
-    capture = config.pluginmanager.getplugin("capturemanager")
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-
-    def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(line)
-
-    return say
 
 
 def take(case: Case, folder: Path, threads: int) -> Sample:
@@ -140,7 +109,7 @@ def test_load(
 ) -> None:
     """To a model in evaluation mode; the limit is to read its files from begin to end."""
     benchmark.group = f"{case[1]}, {case[0]} page cache: load"
-    hand_over(benchmark, samples[case], "load", threads)
+    hand_over_load(benchmark, samples[case], "load", threads)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[2] != "read"], ids="-".join)
@@ -150,10 +119,10 @@ def test_load_and_first_forward(
 ) -> None:
     """To the first token: mapped weights are read when they are used, so this is the total."""
     benchmark.group = f"{case[1]}, {case[0]} page cache: load and first forward"
-    hand_over(benchmark, samples[case], "ready", threads)
+    hand_over_load(benchmark, samples[case], "ready", threads)
 
 
-def hand_over(
+def hand_over_load(
     benchmark: BenchmarkFixture, samples: list[Sample], quantity: str, threads: int
 ) -> None:
     """Give measured times to pytest-benchmark, as if it had measured them."""
@@ -163,8 +132,7 @@ def hand_over(
         "median_peak_bytes": median(peaks),
         "samples": samples,
     }
-    seconds = iter([sample[f"{quantity}_s"] for sample in samples])
-    benchmark.pedantic(lambda: CLOCK.advance(next(seconds)), rounds=len(samples))
+    hand_over(benchmark, [sample[f"{quantity}_s"] for sample in samples])
 
 
 def summarize(taken: dict[Case, list[Sample]], what: str) -> list[str]:

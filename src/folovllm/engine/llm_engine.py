@@ -125,10 +125,11 @@ class LLMEngine:
             started = time.perf_counter()
             with self._bookkeeping():
                 plan = self.scheduler.schedule()
-            if not plan.scheduled:
-                return []
+                if not plan.scheduled:
+                    return []
+                batch = self.runner.prepare(plan)
             try:
-                result = self.runner.execute(plan)
+                result = self.runner.execute(plan, batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, it ends these requests
                 with self._bookkeeping():
                     return self._give_up(plan, error)

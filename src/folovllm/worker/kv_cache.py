@@ -1,7 +1,9 @@
 """The tensors of the paged KV cache: how many blocks, made where, and moved how."""
 
 import logging
+from math import prod
 
+import numpy as np
 import torch
 
 from folovllm.attention.backend import LayerCache, LayerSpec
@@ -39,27 +41,22 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Take the memory; an operating system gives it out as it is first written to."""
+        """Take the memory; on a CPU the system gives it out as it is first written to."""
 
-        def make(blocks: int, *, on: torch.device | str, pinned: bool) -> list[LayerCache]:
-            # Zeros, not whatever is there: padding is read and must be finite.
+        def make(blocks: int, where: torch.device) -> list[LayerCache]:
+            shape = (blocks, block_size)
             return [
                 LayerCache(
-                    *(
-                        torch.zeros(
-                            (blocks, block_size, layer.num_kv_heads, size),
-                            dtype=dtype,
-                            device=on,
-                            pin_memory=pinned,
-                        )
-                        for size in (layer.key_size, layer.value_size)
-                    )
+                    _zeros((*shape, layer.num_kv_heads, layer.key_size), dtype, where),
+                    _zeros((*shape, layer.num_kv_heads, layer.value_size), dtype, where),
                 )
                 for layer in layers
             ]
 
-        self.layers = make(num_blocks, on=device, pinned=False)
-        self.host_layers = make(num_host_blocks, on="cpu", pinned=device.type == "cuda")
+        self.layers = make(num_blocks, device)
+        self.host_layers = make(num_host_blocks, torch.device("cpu"))
+        if device.type == "cuda":  # so that the device copies from and to it by itself
+            self.host_layers = [LayerCache(*(p.pin_memory() for p in c)) for c in self.host_layers]
 
     def swap_out(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (device, host) to host memory."""
@@ -78,6 +75,18 @@ class KVCache:
         for cache in self.layers:
             for pages in cache:
                 pages[block_ids] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, since padding is read too and must be finite.
+
+    On a CPU from NumPy, which asks the system for pages of zeros and, unlike torch, does not
+    write to them.
+    """
+    if device.type != "cpu" or 0 in shape:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    numbers = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(numbers).view(dtype).view(shape)
 
 
 def _copy(
