@@ -1,14 +1,17 @@
 """Who runs in the next step, and how many tokens of each."""
 
 from collections.abc import Iterable, Sequence as Series
+from typing import TYPE_CHECKING
 
-from folovllm.config import SchedulerConfig
 from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.request_queue import Key, RequestQueue
 from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from folovllm.core.stopping import StopRules
 from folovllm.errors import ConfigError
 from folovllm.request import Request, RequestStatus, Sequence, SequenceStatus
+
+if TYPE_CHECKING:
+    from folovllm.config import SchedulerConfig
 
 # What a request is called whose sequences stand differently: the first of these that one has.
 _PRECEDENCE = (
@@ -68,7 +71,7 @@ class Scheduler:
 
     def __init__(
         self,
-        config: SchedulerConfig,
+        config: "SchedulerConfig",
         cache: KVCacheManager,
         *,
         max_model_len: int,

@@ -86,7 +86,11 @@ class World:
 
     def schedule(self):
         """Plan a step, check the plan and lay the batch out, as an engine does in one go."""
+        ran = {seq for seq in self.sequences() if seq.status is SequenceStatus.RUNNING}
+        num_preemptions = self.scheduler.num_preemptions
         plan = self.scheduler.schedule()
+        if self.scheduler.num_preemptions > num_preemptions:
+            assert ran.issuperset(entry.seq for entry in plan.scheduled)
         assert bool(plan.scheduled) is self.scheduler.has_unfinished_requests()
         assert plan.num_tokens == sum(e.num_tokens for e in plan.scheduled) <= self.budget
         assert len({e.seq for e in plan.scheduled}) == len(plan.scheduled)

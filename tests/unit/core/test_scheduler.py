@@ -168,6 +168,15 @@ class TestStopping:
         assert second.status is RequestStatus.WAITING
         w.run()
 
+    def test_keeps_nothing_of_a_request_after_the_next_plan(self, world):
+        w = world()
+        request = w.add([1], n=2, max_tokens=1)
+        w.step()
+        w.schedule()
+        held = (w.scheduler._ended, w.scheduler._keys, w.scheduler._siblings, w.scheduler._requests)
+        assert held == ({}, {}, {}, {})
+        assert request.is_finished()
+
     def test_text_of_an_aborted_sequence_is_too_late(self, world):
         w = world()
         request = w.add([1])
@@ -344,9 +353,13 @@ class TestPreemption:
         w.run()
 
     def test_nobody_is_admitted_in_a_step_that_preempts(self, world):
-        w, _, _ = self.fill(world)
-        w.add([3], max_tokens=1)
-        assert shares(w.step()) == {"r0-0": 1}
+        w, _, _ = self.fill(world, policy="priority")
+        w.add([3], max_tokens=1, priority=-1)
+        # There would be a block for the new one.
+        assert shares(w.step()) == {"r1-0": 1}
+        assert w.cache.has_free_blocks
+        assert shares(w.step()) == {"r1-0": 1, "r2-0": 1}
+        w.run()
 
     def test_swaps_where_the_host_has_room(self, world):
         w, first, second = self.fill(world, host_blocks=3)
@@ -451,6 +464,7 @@ class TestAbort:
         w.update(plan, [7, 7, 7, 7])
         assert {seq.status for seq in request.get_seqs()} == {ABORTED}
         assert {seq.get_output_len() for seq in request.get_seqs()} == {0}
+        assert {seq.num_computed_tokens for seq in request.get_seqs()} == {0}
         assert other.is_finished()
         w.run()
 
