@@ -1,4 +1,7 @@
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,27 @@ def test_this_machine():
     assert 64 << 20 < available_memory() <= physical
     if Path("/proc/meminfo").exists():
         assert available_memory() <= available_memory(Path("/nowhere"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts Linux's page faults")
+def test_freed_memory_is_kept():
+    """In a process of its own: what the allocator does cannot be undone."""
+    program = """
+import ctypes, resource, sys
+from folovllm.utils.memory import keep_freed_memory
+keep_freed_memory()
+size = 8 << 20
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    before = faults()
+    piece = bytearray(size)
+    piece[::4096] = b"x" * len(piece[::4096])
+    return faults() - before
+use()
+print([use() for _ in range(3)])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert all(count < 100 for count in json.loads(run.stdout)), run.stdout
