@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from folovllm.cli.options import add_command, runnable_config
+from folovllm.cli.options import add_command, quieten_log, runnable_config
 from folovllm.cli.streaming import stream_text
 from folovllm.cli.verify import passed, show
 from folovllm.errors import FoloVLLMError
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     loading = {check.name: check.seconds for check in checks}["model loads"]
     times["load the model"] = loading
     times["other checks, imports"] = sum(check.seconds for check in checks) - loading
+    quieten_log()
     sys.stdout.write(f"\n> {arguments.question}\n")
     times |= _answer(verification.llm, arguments.question)
     _show_times(times)

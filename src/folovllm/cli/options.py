@@ -94,20 +94,25 @@ def runnable_config(arguments: argparse.Namespace) -> EngineConfig:
 def load_llm(arguments: argparse.Namespace) -> "LLM":
     """The model to run with, for commands whose output is its text.
 
-    From here on only warnings are logged, unless a level was asked for: what the engine has to
-    say every few seconds would stand in the middle of the text.
-
     Raises:
         ConfigError: the configuration is wrong.
         ModelLoadError: the model cannot be loaded, or not be served.
     """
     config = runnable_config(arguments)
-    if "log_level" not in RuntimeConfig.find_in_environment():
-        logging.getLogger("folovllm").setLevel(logging.WARNING)
+    quieten_log()
     with _say_loading(config.model_config.model):
         from folovllm.llm import LLM
 
         return LLM.from_config(config)
+
+
+def quieten_log() -> None:
+    """Log warnings alone from here on, unless a level was asked for.
+
+    What the engine has to say every few seconds would stand in the middle of the text.
+    """
+    if "log_level" not in RuntimeConfig.find_in_environment():
+        logging.getLogger("folovllm").setLevel(logging.WARNING)
 
 
 @contextmanager
