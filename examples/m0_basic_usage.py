@@ -50,13 +50,13 @@ def main() -> None:
     print(f"{llm.num_parameters():,} parameters in {llm.dtype} on {llm.device}, ", end="")
     print(f"up to {config.model_config.max_model_len} tokens")
 
-    # 4. A request and its sequence: what the engine of M1 will schedule.
+    # 4. A request and its sequence: what an engine schedules.
     prompt = as_prompt(tokenizer, QUESTION)
     request = Request(generate_request_id(), QUESTION, prompt, params)
     (sequence,) = request.get_seqs()
     print(f"{sequence.get_prompt_len()} prompt tokens in sequence {sequence.seq_id}")
 
-    # 5. Generate. Until there is the engine, transformers does it.
+    # 5. Generate: by hand, with transformers. `LLM` does it with the engine of milestone 1.
     set_random_seed(params.seed or 0)
     sequence.status = SequenceStatus.RUNNING
     for token_id in generate(llm, prompt, params):

@@ -69,7 +69,17 @@ class LLM:
                 raise ConfigError(f"{name}: got {value!r}; FoloVLLM does {accepted} only")
         if model is not None:
             options["model"] = model
-        self.llm_engine = LLMEngine(EngineConfig.from_options(**options), device)
+        self._start(EngineConfig.from_options(**options), device)
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, device: "str | torch.device | None" = None) -> "LLM":
+        """Make one from a configuration that is there already; errors as in the constructor."""
+        llm = cls.__new__(cls)
+        llm._start(config, device)  # noqa: SLF001 - its own
+        return llm
+
+    def _start(self, config: EngineConfig, device: "str | torch.device | None") -> None:
+        self.llm_engine = LLMEngine(config, device)
         self._num_requests = 0
         # Where outputs go, by the request: the iterators that wait for them.
         self._inboxes: dict[str, deque[RequestOutput]] = {}
@@ -254,9 +264,11 @@ class LLM:
                     priority=priorities[place],
                 )
                 ids.append(request_id)
-        except ValueError:
+        except ValueError as error:
             self.llm_engine.abort_request(ids)
-            raise
+            if len(prompts) == 1:
+                raise
+            raise ValueError(f"prompts[{place}]: {error}") from error
         return ids
 
     def _run(self, ids: list[str]) -> Iterator[RequestOutput]:

@@ -1,6 +1,8 @@
 """Tiny checkpoints of real architectures, made in the test: nothing is downloaded."""
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,42 @@ def save_tokenizer() -> Callable[..., None]:
         tiny_tokenizer(**special).save_pretrained(folder)
 
     return save
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'system' and 'a' not in m.content %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ m.content }} . {% endfor %}"
+)
+"""Each turn's words and a full stop; system messages without an `a` are refused."""
+
+
+@pytest.fixture
+def chat_model(save_tiny: SaveTiny) -> Path:
+    """A tiny model that knows the ten words alone, with a chat template and room for 256 tokens."""
+    folder = save_tiny(vocab_size=10, max_position_embeddings=256, bos_token_id=9, eos_token_id=9)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    head = model.lm_head.weight.data
+    head[9] = (head[0] + head[1]) / 2  # `<eos>` is never the most likely
+    model.save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def clean_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No variable of ours and an empty working directory; the package's logger is given back."""
+    for name in [name for name in os.environ if name.upper().startswith("FOLOVLLM_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    logger = logging.getLogger("folovllm")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

@@ -181,11 +181,7 @@ def test_demo_with_a_missing_model(tmp_path, capsys):
 def test_demo_with_a_short_answer(tokens, demo_model, monkeypatch, capsys):
     """A model may end its answer at once."""
     monkeypatch.setattr("folovllm.cli.demo.MAX_TOKENS", tokens)
-    from folovllm.cli.demo import _answer
-    from folovllm.config import ModelConfig
-    from folovllm.diagnostics.verify import Verification
-
-    verification = Verification(ModelConfig(model=str(demo_model)))
-    times = _answer(verification, "Hello")
-    assert len(times) == 2
-    assert all(seconds >= 0 for seconds in times.values())
+    assert main(["demo", "Hello"]) == 0
+    rest = capsys.readouterr().out.partition("> Hello\n")[2]
+    assert "first token" in rest
+    assert f"{tokens - 1} more tokens" in rest

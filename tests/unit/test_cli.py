@@ -19,7 +19,7 @@ from folovllm import settings
 from folovllm.cli.main import main
 from folovllm.config import CONFIG_CLASSES, ENGINE_CLASSES
 
-COMMANDS = ("config", "verify", "demo")
+COMMANDS = ("config", "verify", "demo", "generate", "chat")
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +107,7 @@ def test_as_a_module():
         "from folovllm import EngineConfig; EngineConfig.from_options(model='m', dtype='half')",
         "import folovllm.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass",
         "import folovllm.cli.main as m\ntry: m.main(['demo', '--help'])\nexcept SystemExit: pass",
+        "import folovllm.cli.main as m\ntry: m.main(['chat', '--help'])\nexcept SystemExit: pass",
         "import folovllm.cli.main as m; m.main(['config'])",
     ],
 )
@@ -245,7 +246,7 @@ def test_bad_variables_stop_each_command(bad, name, monkeypatch, capsys):
     variables, parts = BAD_INPUT[bad]
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    assert main([name]) == 2
+    assert main([name, "Hi"] if name == "generate" else [name]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("folovllm: ")
     assert captured.out == ""
@@ -352,7 +353,7 @@ def test_a_full_disk(arguments):
     assert errors == "folovllm: the disk is full: the output could not be written\n"
 
 
-@pytest.mark.parametrize("closing", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(closing):
     line = f"{sys.executable} -m folovllm config {closing}"
     done = subprocess.run(

@@ -3,16 +3,16 @@
 import argparse
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from folovllm.cli.options import add_command, runnable_config
+from folovllm.cli.options import add_command, quieten_log, runnable_config
+from folovllm.cli.streaming import stream_text
 from folovllm.cli.verify import passed, show
+from folovllm.errors import FoloVLLMError
+from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import TextStreamer
-
-    from folovllm.diagnostics.verify import Verification
+    from folovllm.llm import LLM
 
 QUESTION = "Explain in two sentences what a language model is."
 MAX_TOKENS = 96
@@ -35,56 +35,35 @@ def run(arguments: argparse.Namespace) -> int:
     times["model files"] = clock() - start
     from folovllm.diagnostics.verify import Verification
 
-    verification = Verification(config.model_config)
+    verification = Verification(config)
     checks = show(verification.run())
     if not passed(checks):
         return 1
     loading = {check.name: check.seconds for check in checks}["model loads"]
     times["load the model"] = loading
     times["other checks, imports"] = sum(check.seconds for check in checks) - loading
+    quieten_log()
     sys.stdout.write(f"\n> {arguments.question}\n")
-    times |= _answer(verification, arguments.question)
+    times |= _answer(verification.llm, arguments.question)
     _show_times(times)
     return 0
 
 
-class TimedStreamer:
-    """Hands tokens on to a text streamer and notes when each arrived."""
-
-    def __init__(self, streamer: "TextStreamer") -> None:
-        """Wrap the streamer."""
-        self.streamer = streamer
-        self.arrivals: list[float] = []
-
-    def put(self, tokens: "torch.Tensor") -> None:
-        """Take the prompt first, then each token as it is generated."""
-        self.arrivals.append(time.perf_counter())
-        self.streamer.put(tokens)
-
-    def end(self) -> None:
-        """Print what is left."""
-        self.streamer.end()
-
-
-def _answer(verification: "Verification", question: str) -> dict[str, float]:
+def _answer(llm: "LLM", question: str) -> dict[str, float]:
     """Stream the answer to standard output; how long its parts took, in seconds."""
-    import torch
-    from transformers import TextStreamer
+    from folovllm.diagnostics.verify import question_prompt
 
-    from folovllm.diagnostics.verify import encode_question
-
-    model: Any = verification.model
-    tokenizer = verification.tokenizer
-    prompt = encode_question(tokenizer, question).to(model.device)
-    streamer = TimedStreamer(TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
-    with torch.inference_mode():
-        model.generate(prompt, max_new_tokens=MAX_TOKENS, do_sample=False, streamer=streamer)
-    start, first, *others = streamer.arrivals
-    more, last = len(others), [first, *others][-1]
-    rate = f" ({more / (last - first):.0f} a second)" if more > 1 else ""
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    last = stream_text(llm, question_prompt(llm, question), params).last
+    if last is None or last.metrics is None or last.error:
+        raise FoloVLLMError(f"no answer: {last and last.error}")
+    metrics = last.metrics
+    first, each = metrics.time_to_first_token or 0.0, metrics.time_per_output_token or 0.0
+    more = metrics.num_generation_tokens - 1
+    rate = f" ({1 / each:.0f} a second)" if each else ""
     return {
-        f"first token, after a prompt of {prompt.shape[1]}": first - start,
-        f"{more} more tokens{rate}": last - first,
+        f"first token, after a prompt of {len(last.prompt_token_ids)}": first,
+        f"{more} more tokens{rate}": more * each,
     }
 
 

@@ -31,7 +31,7 @@ def _main(argv: "Sequence[str] | None") -> int:
 
     from folovllm.errors import ConfigError, FoloVLLMError
 
-    _open_closed_streams()
+    _prepare_streams()
     try:
         try:
             return _run(argv)
@@ -52,13 +52,17 @@ def _main(argv: "Sequence[str] | None") -> int:
         return _fail("the disk is full: the output could not be written", 1)
 
 
-def _open_closed_streams() -> None:
-    """Give what we write somewhere to go when our caller closed it (`>&-`): Python has None."""
+def _prepare_streams() -> None:
+    """Open what our caller closed (`>&-`): Python has None there. Let any text be written."""
+    import io
     import os
 
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - open for good
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open for good
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A model may write what the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _discard_output() -> None:
@@ -85,7 +89,7 @@ def _parser() -> "argparse.ArgumentParser":
     import argparse
 
     from folovllm import __version__
-    from folovllm.cli import config, demo, verify
+    from folovllm.cli import chat, config, demo, generate, verify
 
     parser = argparse.ArgumentParser(
         prog="folovllm",
@@ -94,7 +98,7 @@ def _parser() -> "argparse.ArgumentParser":
     )
     parser.add_argument("--version", action="version", version=f"folovllm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (config, verify, demo):
+    for command in (config, verify, demo, generate, chat):
         command.add_parser(commands)
     return parser
 

@@ -1,12 +1,19 @@
 """The engine's options on the command line, made from the configuration classes."""
 
 import argparse
-from typing import Any
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from folovllm.config import ENGINE_CLASSES, EngineConfig, ModelConfig
+from folovllm.config import ENGINE_CLASSES, EngineConfig, ModelConfig, RuntimeConfig
 from folovllm.demo_model import demo_model_path, ensure_demo_model
 from folovllm.environment import variable_of
 from folovllm.settings import Settings
+
+if TYPE_CHECKING:
+    from folovllm.llm import LLM
 
 
 def add_command(
@@ -82,3 +89,42 @@ def runnable_config(arguments: argparse.Namespace) -> EngineConfig:
     if config.model_config.model == str(demo_model_path()):
         ensure_demo_model()
     return config
+
+
+def load_llm(arguments: argparse.Namespace) -> "LLM":
+    """The model to run with, for commands whose output is its text.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        ModelLoadError: the model cannot be loaded, or not be served.
+    """
+    config = runnable_config(arguments)
+    quieten_log()
+    with _say_loading(config.model_config.model):
+        from folovllm.llm import LLM
+
+        return LLM.from_config(config)
+
+
+def quieten_log() -> None:
+    """Log warnings alone from here on, unless a level was asked for.
+
+    What the engine has to say every few seconds would stand in the middle of the text.
+    """
+    if "log_level" not in RuntimeConfig.find_in_environment():
+        logging.getLogger("folovllm").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _say_loading(model: str) -> Iterator[None]:
+    """Say on a terminal what takes so long, and take it back afterwards."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write(f"loading {model} ...")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()

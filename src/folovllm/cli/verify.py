@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = runnable_config(arguments)
     from folovllm.diagnostics.verify import Verification
 
-    checks = show(Verification(config.model_config).run())
+    checks = show(Verification(config).run())
     if arguments.json:
         _write(arguments.json, checks)
     return 0 if passed(checks) else 1

@@ -1,5 +1,6 @@
 """Does this installation really run a model? One check a line, from imports to an answer."""
 
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -7,18 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from folovllm.checksums import check_files
-from folovllm.config import ModelConfig
+from folovllm.config import EngineConfig
 from folovllm.demo_model import demo_model_path
 from folovllm.errors import FoloVLLMError
+from folovllm.llm import LLM
 from folovllm.model_loader import ModelLoader
+from folovllm.outputs import CompletionOutput
+from folovllm.sampling_params import SamplingParams
 from folovllm.utils.common import get_device
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from folovllm.engine.input_processor import PromptType
 
 QUESTION = "What is the capital of France?"
 PACKAGES = ("torch", "transformers", "safetensors", "pydantic-settings", "numpy")
@@ -46,16 +49,16 @@ class Check:
 
 
 class Verification:
-    """The checks, in the order in which things break, and the model that they loaded.
+    """The checks, in the order in which things break, and the engine that they made.
 
     Args:
-        model_config: the model to load and to ask.
+        config: the engine to make and to ask.
     """
 
-    def __init__(self, model_config: ModelConfig) -> None:
-        """Remember the model; nothing is imported or loaded yet."""
-        self.model_config = model_config
-        self.loader = ModelLoader(model_config)
+    def __init__(self, config: EngineConfig) -> None:
+        """Remember the configuration; nothing is loaded yet."""
+        self.config = config
+        self.loader = ModelLoader(config.model_config)
 
     def run(self) -> Iterator[Check]:
         """Yield each check's result when it is there; after a failure the rest is skipped."""
@@ -79,14 +82,9 @@ class Verification:
             yield result
 
     @cached_property
-    def model(self) -> "PreTrainedModel":
-        """The model under test."""
-        return self.loader.load_model()
-
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Its tokenizer."""
-        return self.loader.load_tokenizer()
+    def llm(self) -> LLM:
+        """The model under test, served by an engine."""
+        return LLM.from_config(self.config)
 
     def _packages(self) -> str:
         import safetensors  # noqa: F401 - that it imports is what is checked
@@ -118,48 +116,50 @@ class Verification:
         return f"{folder}, " + (f"{checked} checksums agree" if checked else "without checksums")
 
     def _tokenizer(self) -> str:
-        ids = self.tokenizer(QUESTION)["input_ids"]
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        tokenizer = self.loader.load_tokenizer()
+        ids = tokenizer(QUESTION)["input_ids"]
+        text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
         if text != QUESTION:
             raise CheckError(f"{QUESTION!r} comes back as {text!r}; the tokenizer is damaged")
-        return f"{type(self.tokenizer).__name__}, {len(self.tokenizer)} tokens"
+        return f"{type(tokenizer).__name__}, {len(tokenizer)} tokens"
 
     def _load(self) -> str:
-        count, dtype = self.model.num_parameters(), str(self.model.dtype)
+        engine = self.llm.llm_engine
+        model = engine.runner.model
         return (
-            f"{self.model_config.model}: {count / 1e6:.1f} M parameters, "
-            f"{dtype.removeprefix('torch.')}, up to {self.model_config.max_model_len} tokens"
+            f"{self.config.model_config.model}: {model.num_parameters / 1e6:.1f} M parameters, "
+            f"{str(model.dtype).removeprefix('torch.')}, "
+            f"up to {engine.input_processor.max_model_len} tokens"
         )
 
     def _logits(self) -> str:
-        import torch
-
-        with torch.inference_mode():
-            logits = self.model(self._prompt()).logits
-        if not bool(torch.isfinite(logits).all()):
-            raise CheckError(
-                "the logits hold NaN or infinity: the weights are damaged, or their numbers are "
-                f"too large for {self.model.dtype}; try FOLOVLLM_DTYPE=float32"
-            )
-        return f"finite, from {logits.min().item():.1f} to {logits.max().item():.1f}"
+        first = self._ask(SamplingParams(temperature=0, max_tokens=1, logprobs=0))
+        chosen = (first.logprobs or [{}])[0].get(first.token_ids[0])
+        if chosen is None or not math.isfinite(chosen.logprob):
+            raise CheckError(f"the first token of an answer has the log probability {chosen}")
+        return f"finite; {chosen.decoded_token!r} comes with {math.exp(chosen.logprob):.0%}"
 
     def _answer(self) -> str:
-        import torch
-
-        prompt = self._prompt()
-        model: Any = self.model
-        with torch.inference_mode():
-            tokens = model.generate(prompt, max_new_tokens=16, do_sample=False)
-        answer = tokens[0, prompt.shape[1] :]
-        text = str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+        text = self._ask(SamplingParams(temperature=0, max_tokens=16)).text.strip()
         if "\ufffd" in text or not any(map(str.isalnum, text)):
             raise CheckError(f"{QUESTION!r} is answered with {text!r}, which is no text")
-        if Path(self.model_config.model) == demo_model_path() and "Paris" not in text:
+        if Path(self.config.model_config.model) == demo_model_path() and "Paris" not in text:
             raise CheckError(f"{QUESTION!r} is answered with {text!r}; it should name Paris")
         return f"{QUESTION} {text}"
 
-    def _prompt(self) -> "torch.Tensor":
-        return encode_question(self.tokenizer, QUESTION).to(self.model.device)
+    def _ask(self, params: SamplingParams) -> CompletionOutput:
+        prompt = question_prompt(self.llm, QUESTION)
+        [output] = self.llm.generate(prompt, params, use_tqdm=False)
+        if output.error is None:
+            return output.outputs[0]
+        advice = ""
+        if "logits" in output.error:
+            dtype = str(self.llm.llm_engine.runner.model.dtype).removeprefix("torch.")
+            advice = (
+                ": the weights are damaged, or their numbers are too large for "
+                f"{dtype}; try FOLOVLLM_DTYPE=float32"
+            )
+        raise CheckError(output.error + advice)
 
 
 def _run(name: str, check: Callable[[], str]) -> Check:
@@ -175,14 +175,8 @@ def _run(name: str, check: Callable[[], str]) -> Check:
     return Check(name, "ok", detail, time.perf_counter() - start)
 
 
-def encode_question(tokenizer: "PreTrainedTokenizerBase", question: str) -> "torch.Tensor":
-    """A user's question as token ids of shape `[1, length]`, in the chat template if any."""
-    import torch
-
-    ids: Any
-    if tokenizer.chat_template is None:
-        ids = tokenizer(question)["input_ids"]
-    else:
-        messages = [{"role": "user", "content": question}]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return torch.tensor([ids])
+def question_prompt(llm: LLM, question: str) -> "PromptType":
+    """A user's question as a prompt, in the chat template if there is one."""
+    if not llm.get_tokenizer().chat_template:
+        return question
+    return llm.preprocess_chat([{"role": "user", "content": question}])[0]

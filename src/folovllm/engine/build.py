@@ -59,8 +59,6 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
     pack_linears(hf_model, choose_backend(model.device, model.dtype))
-    if model.device.type == "cpu":
-        keep_freed_memory()  # from here on: what loading freed is better given back
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
@@ -91,6 +89,8 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     cache = KVCache(
         model.layers, num_blocks, num_host_blocks, block_size, model.dtype, model.device
     )
+    if model.device.type == "cpu":
+        keep_freed_memory()  # from here on: what loading freed is better given back
     runner = ModelRunner(model, cache, SdpaBackend(), sampler, block_size)
     return EngineParts(tokenizer, generation_config, processor, cache_manager, scheduler, runner)
 

@@ -58,6 +58,7 @@ class PagedModel:
         model: a causal language model of transformers; it is changed for good.
 
     Attributes:
+        num_parameters: of the model, counted before its weights are packed.
         layers: what each attention layer keeps in the cache, in the order of `layer_idx`.
         vocab_size: rows of the input embedding: ids from 0 to one less can be computed.
 
@@ -73,6 +74,7 @@ class PagedModel:
         self.model = model
         self.device = model.device
         self.dtype = model.dtype
+        self.num_parameters: int = model.num_parameters()
         embeddings: Any = model.get_input_embeddings()
         self.vocab_size: int = embeddings.weight.shape[0]
         parameters = inspect.signature(model.forward).parameters

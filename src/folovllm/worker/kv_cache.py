@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 GIB = 1 << 30
 DEFAULT_CPU_SPACE = 4 * GIB
 
+_ALIGNMENT = 64  # bytes, as torch aligns what it allocates itself
+
 
 class KVCache:
     """The device's blocks and, where sequences may be swapped out, the host's.
@@ -85,8 +87,10 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
-    numbers = np.zeros(prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(numbers).view(dtype).view(shape)
+    size = prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
 
 
 def _copy(

@@ -1,3 +1,7 @@
+import resource
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,6 +36,21 @@ def test_has_a_tensor_of_its_own_shape_for_each_layer(cache):
     assert cache.layers[1].keys.shape == (6, 3, 1, 16)
     assert cache.layers[1].values.shape == (6, 3, 1, 4)
     assert cache.host_layers[1].values.shape == (4, 3, 1, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_memory_is_taken_when_it_is_written_to():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    made = KVCache(LAYERS[:1], 2**16, 0, 16, torch.bfloat16, torch.device("cpu"))
+    pages = made.layers[0].keys
+    assert pages.nbytes == 2**25
+    assert pages.data_ptr() % 64 == 0
+    assert resident() - before < 2**23
+    pages.fill_(1)
+    assert resident() - before > 2**24
 
 
 def test_begins_with_zeros():

@@ -1,0 +1,107 @@
+"""Where `folovllm generate` takes its prompts from."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from folovllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from folovllm.engine.input_processor import PromptType
+    from folovllm.llm import LLM
+
+KEYS = ("prompt", "prompt_token_ids", "messages")
+
+GivenPrompt = str | Mapping[str, Any]
+"""Text, or a dict with one of `KEYS`."""
+
+
+def read_prompts(texts: list[str], file: str | None) -> list[GivenPrompt]:
+    """The prompts of the arguments, of a file or of standard input.
+
+    Args:
+        texts: the arguments; `-` is standard input as a whole.
+        file: one prompt a line, `-` for standard input; or, with the suffix `.jsonl`, one JSON
+            object a line.
+
+    Raises:
+        ConfigError: there are none, one is empty, or a file cannot be read.
+    """
+    if texts and file is not None:
+        raise ConfigError("prompts: give them as arguments or by --file, not both")
+    if file is not None:
+        return _read_file(file)
+    if not texts and sys.stdin.isatty():
+        raise ConfigError("no prompt: give one as an argument, by --file, or on standard input")
+    prompts = [_read_input() if text == "-" else text for text in texts or ["-"]]
+    if "" in prompts:
+        raise ConfigError("a prompt is empty")
+    return list(prompts)
+
+
+def to_engine(llm: "LLM", prompt: GivenPrompt, *, chat: bool) -> "PromptType":
+    """A prompt as `LLM.generate` takes it.
+
+    Args:
+        llm: has the chat template.
+        prompt: what the user gave.
+        chat: whether a text is a user's message in a chat.
+
+    Raises:
+        ValueError: the messages cannot be rendered.
+    """
+    if chat and not isinstance(prompt, str) and "prompt" in prompt:
+        prompt = prompt["prompt"]
+    if chat and isinstance(prompt, str):
+        prompt = {"messages": [{"role": "user", "content": prompt}]}
+    if isinstance(prompt, Mapping) and "messages" in prompt:
+        return llm.preprocess_chat([prompt["messages"]])[0]
+    return prompt
+
+
+def _read_input() -> str:
+    """Standard input, without the line end that `echo` puts there."""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is no text: {error}") from error
+
+
+def _read_file(file: str) -> list[GivenPrompt]:
+    try:
+        if file == "-":
+            prompts = _texts(sys.stdin)
+        else:
+            with Path(file).open(encoding="utf-8-sig") as lines:
+                is_json = file.endswith(".jsonl")
+                prompts = _objects(file, lines) if is_json else _texts(lines)
+    except OSError as error:
+        raise ConfigError(f"--file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--file {file} is no text: {error}") from error
+    if not prompts:
+        raise ConfigError(f"--file {file} has no prompts: every line is empty")
+    return prompts
+
+
+def _texts(lines: Iterable[str]) -> list[GivenPrompt]:
+    return [text for line in lines if (text := line.rstrip("\n")).strip()]
+
+
+def _objects(file: str, lines: Iterable[str]) -> list[GivenPrompt]:
+    return [
+        _parse(f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+
+
+def _parse(place: str, line: str) -> GivenPrompt:
+    try:
+        parsed: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place} is no JSON: {error}") from error
+    if not isinstance(parsed, dict) or len(parsed) != 1 or not parsed.keys() <= set(KEYS):
+        accepted = ", ".join(map(repr, KEYS))
+        raise ConfigError(f"{place} must be a JSON object with one of the keys {accepted}")
+    return parsed

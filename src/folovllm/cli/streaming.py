@@ -1,0 +1,74 @@
+"""Text on standard output as the model writes it."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from folovllm.cli.sampling_options import explain_usage
+from folovllm.outputs import RequestOutput
+from folovllm.sampling_params import RequestOutputKind, SamplingParams
+from folovllm.utils.common import generate_request_id
+
+if TYPE_CHECKING:
+    from folovllm.engine.input_processor import PromptType
+    from folovllm.llm import LLM
+
+
+@dataclass(slots=True)
+class Streamed:
+    """What was written.
+
+    Attributes:
+        text: all of it.
+        num_tokens: how many tokens it has.
+        last: the last output; None when it was stopped before there was one.
+    """
+
+    text: str = ""
+    num_tokens: int = 0
+    last: RequestOutput | None = None
+
+    def add(self, output: RequestOutput) -> None:
+        """Write what came."""
+        self.last = output
+        for completion in output.outputs:
+            self.text += completion.text
+            self.num_tokens += len(completion.token_ids)
+            sys.stdout.write(completion.text)
+        sys.stdout.flush()
+
+
+def stream_text(
+    llm: "LLM",
+    prompt: "PromptType",
+    params: SamplingParams,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Streamed:
+    """Complete a prompt on standard output, and end the line.
+
+    Args:
+        llm: the model.
+        prompt: the prompt.
+        params: how to sample; one output.
+        is_stopped: asked before every step of the engine, also while a long prompt is computed.
+
+    Raises:
+        ConfigError: the prompt or the parameters cannot be served.
+        EngineDeadError: the engine cannot go on.
+    """
+    engine = llm.llm_engine
+    request_id = generate_request_id()
+    with explain_usage():
+        engine.add_request(request_id, prompt, replace(params, output_kind=RequestOutputKind.DELTA))
+    streamed = Streamed()
+    try:
+        while engine.has_unfinished_requests() and not is_stopped():
+            for output in engine.step():
+                streamed.add(output)
+    finally:
+        engine.abort_request(request_id)
+        if not streamed.text.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+    return streamed
