@@ -349,3 +349,14 @@ class TestIntegrity:
         assert cache.swap_out(compute(cache, range(6)))
         with pytest.raises(RuntimeError, match="block 1 counts 1 owners and has 0"):
             cache.check_integrity([])
+
+
+def test_discarded_blocks_are_not_found_and_those_without_owner_are_named():
+    cache = make_cache()
+    first, second = compute(cache, range(9)), compute(cache, range(9))
+    ids = first.block_ids
+    assert ids[:2] == second.block_ids[:2]
+    cache.free(first)
+    assert cache.discard(ids) == ids[2:]
+    assert cache.find_cached_blocks(make_sequence(range(9))) == []
+    cache.check_integrity([second])
