@@ -6,6 +6,9 @@ from transformers import AutoModelForCausalLM
 
 from folovllm import LLM, SamplingParams
 
+# One thread: two on a machine that is busy otherwise wait for each other most of the time.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXTS = [
     "The capital of France is",
     "Once upon a time, in a village by the sea,",

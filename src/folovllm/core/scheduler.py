@@ -335,6 +335,7 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         """Take a sequence's blocks, which is out of its queue already."""
         self.num_preemptions += 1
+        seq.num_preemptions += 1
         if seq.num_computed_tokens >= self._swap_min_tokens and self._cache.swap_out(seq):
             seq.status = SequenceStatus.SWAPPED
             self._swapped.add(seq)

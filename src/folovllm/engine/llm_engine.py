@@ -185,14 +185,14 @@ class LLMEngine:
 
     def _end_failed(self, plan: SchedulerOutput, failed: dict[str, str]) -> list[RequestOutput]:
         """End the requests of sequences that nothing could be sampled for."""
+        seqs = [entry.seq for entry in plan.scheduled if entry.seq.seq_id in failed]
+        # Before the first is ended: the other sequences of its request lose theirs with it.
+        block_ids = [block_id for seq in seqs for block_id in seq.block_ids]
         outputs = []
-        block_ids: list[int] = []
-        for entry in plan.scheduled:
-            reason = failed.get(entry.seq.seq_id)
-            if reason is not None:
-                block_ids += entry.seq.block_ids
-                logger.error("request %s: %s", entry.seq.request_id, reason)
-                outputs.append(self._abort(entry.seq.request_id, reason))
+        for seq in seqs:
+            reason = failed[seq.seq_id]
+            logger.error("request %s: %s", seq.request_id, reason)
+            outputs.append(self._abort(seq.request_id, reason))
         # What is not finite in the cache would spoil whoever found or got these blocks.
         self.runner.cache.clear(self.cache_manager.discard(block_ids))
         return [output for output in outputs if output is not None]
