@@ -27,7 +27,7 @@ TEXTS = [
     "She opened the door and saw",
     "Roses are red,\nViolets are blue,\n",
     "WARNING: DO NOT",
-    "he said \"I don't know\", and then",
+    'he said "I don\'t know", and then',
     "Le chat est assis sur",
     "Bonjour, je m'appelle",
     "La capital de España es",

@@ -15,7 +15,7 @@ from folovllm.engine.output_processor import OutputProcessor
 from folovllm.engine.stats import EngineStats, SchedulerState
 from folovllm.errors import EngineDeadError
 from folovllm.outputs import RequestOutput
-from folovllm.request import SequenceStatus
+from folovllm.request import Sequence, SequenceStatus
 from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class LLMEngine:
         self._stats = EngineStats()
         self._lock = threading.Lock()  # of all that is told of requests
         self._step_lock = threading.Lock()  # of the runner
+        self._executing = False
+        self._to_forget: list[str] = []  # ended while the model ran
         self._dead: str | None = None
 
     def add_request(
@@ -125,6 +127,7 @@ class LLMEngine:
             started = time.perf_counter()
             with self._bookkeeping():
                 plan = self.scheduler.schedule()
+                self._executing = bool(plan.scheduled)
             if not plan.scheduled:
                 return []
             try:
@@ -147,6 +150,7 @@ class LLMEngine:
     def _finish_step(
         self, plan: SchedulerOutput, result: "StepResult", started: float
     ) -> list[RequestOutput]:
+        self._end_execution()
         failed = self._end_failed(plan, result.failed) if result.failed else []
         self.scheduler.update(plan, result.token_ids)
         for seq, stop in self.output_processor.add(plan, result, started=started):
@@ -174,7 +178,19 @@ class LLMEngine:
     def _end(self, output: RequestOutput) -> None:
         """Drop what is left of a finished request."""
         self._stats.record_finished(output.metrics, output.error)
-        self.runner.forget(output.request_id)
+        self._to_forget.append(output.request_id)
+        if not self._executing:
+            self._forget()
+
+    def _end_execution(self) -> None:
+        # Not before: for what is sampled after it was forgotten, a state is made anew.
+        self._executing = False
+        self._forget()
+
+    def _forget(self) -> None:
+        for request_id in self._to_forget:
+            self.runner.forget(request_id)
+        self._to_forget.clear()
 
     def _abort(self, request_id: str, error: str | None = None) -> RequestOutput | None:
         self.scheduler.abort_request(request_id)
@@ -185,7 +201,7 @@ class LLMEngine:
 
     def _end_failed(self, plan: SchedulerOutput, failed: dict[str, str]) -> list[RequestOutput]:
         """End the requests of sequences that nothing could be sampled for."""
-        seqs = [entry.seq for entry in plan.scheduled if entry.seq.seq_id in failed]
+        seqs = [seq for seq in _unfinished(plan) if seq.seq_id in failed]
         # Before the first is ended: the other sequences of its request lose theirs with it.
         block_ids = [block_id for seq in seqs for block_id in seq.block_ids]
         outputs = []
@@ -199,9 +215,10 @@ class LLMEngine:
 
     def _give_up(self, plan: SchedulerOutput, cause: Exception | str) -> list[RequestOutput]:
         """End the requests of a step that failed."""
+        self._end_execution()
         reason = explain_failure(plan, cause)
         self.scheduler.fail(plan)
-        request_ids = dict.fromkeys(entry.seq.request_id for entry in plan.scheduled)
+        request_ids = dict.fromkeys(seq.request_id for seq in _unfinished(plan))
         outputs = [self._abort(request_id, reason) for request_id in request_ids]
         if isinstance(cause, Exception):
             logger.error("a step failed: %s", reason, exc_info=cause)
@@ -223,6 +240,11 @@ class LLMEngine:
             except BaseException as error:
                 self._dead = f"{type(error).__name__} while keeping its books: {error}"
                 raise
+
+
+def _unfinished(plan: SchedulerOutput) -> list[Sequence]:
+    """The sequences of a step without those aborted since, whose ids may be in use again."""
+    return [entry.seq for entry in plan.scheduled if not entry.seq.is_finished()]
 
 
 def explain_failure(plan: SchedulerOutput, cause: Exception | str) -> str:
