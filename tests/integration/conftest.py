@@ -201,10 +201,10 @@ def check_nothing_left(llm: LLM) -> None:
     engine.cache_manager.check_integrity([])
     queues = scheduler.num_running, scheduler.num_waiting, scheduler.num_swapped
     assert queues == (0, 0, 0)
-    assert not (scheduler._requests or scheduler._keys or scheduler._siblings)
-    assert not (processor._requests or processor._sequences or processor._moved)
-    assert not (sampler._states or sampler._seq_ids)
-    assert not llm._inboxes
+    assert (scheduler._requests, scheduler._keys, scheduler._siblings) == ({}, {}, {})
+    assert (processor._requests, processor._sequences, processor._moved) == ({}, {}, [])
+    assert (sampler._states, sampler._seq_ids) == ({}, {})
+    assert (llm._inboxes, engine._to_forget) == ({}, [])
     cache = engine.runner.cache
     assert all(pages.isfinite().all() for layer in cache.layers for pages in layer)
 

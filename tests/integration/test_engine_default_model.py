@@ -9,6 +9,12 @@ from folovllm import LLM, SamplingParams
 # One thread: two on a machine that is busy otherwise wait for each other most of the time.
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+LONG = (
+    "Chapter 1\n\nIt was a dark and stormy night; the rain fell in torrents, except at "
+    "occasional intervals, when it was checked by a violent gust of wind which swept up the "
+    "streets, rattling along the house-tops, and fiercely agitating the scanty flame of the "
+    "lamps that struggled against the darkness."
+)
 TEXTS = [
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
@@ -69,10 +75,7 @@ TEXTS = [
     "The the the the the the",
     "naïve café résumé",
     "http://www.example.com/index.html?q=",
-    "Chapter 1\n\nIt was a dark and stormy night; the rain fell in torrents, except at "
-    "occasional intervals, when it was checked by a violent gust of wind which swept up the "
-    "streets, rattling along the house-tops, and fiercely agitating the scanty flame of the "
-    "lamps that struggled against the darkness.",
+    LONG,
 ]
 CONVERSATIONS = [
     [{"role": "user", "content": "Hello! Who are you?"}],

@@ -125,8 +125,8 @@ def test_a_lost_device(make_llm, monkeypatch):
 def test_ctrl_c(make_llm, monkeypatch):
     expected = tokens_of(make_llm())
     llm = make_llm()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        fail_once(llm, patch, KeyboardInterrupt(), at=2)
+    fail_once(llm, monkeypatch, KeyboardInterrupt(), at=2)
+    with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert not llm.llm_engine.has_unfinished_requests()
     assert tokens_of(llm) == expected

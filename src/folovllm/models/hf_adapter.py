@@ -126,9 +126,9 @@ class PagedModel:
         count = self.model.config.get_text_config().num_hidden_layers
         if missing := sorted(set(range(count)) - set(layers)):
             raise ModelLoadError(
-                f"{_name(self.model)} cannot be served: its layers {missing} keep {_STATE}, or have "
-                "attention of their own; FoloVLLM serves models whose layers all attend through "
-                "transformers' attention interface"
+                f"{_name(self.model)} cannot be served: its layers {missing} keep {_STATE}, or "
+                "have attention of their own; FoloVLLM serves models whose layers all attend "
+                "through transformers' attention interface"
             )
         return [layers[i] for i in range(count)]
 
