@@ -254,7 +254,7 @@ class LLM:
                     priority=priorities[place],
                 )
                 ids.append(request_id)
-        except ValueError:
+        except BaseException:  # Ctrl-C too: to add thousands takes a while
             self.llm_engine.abort_request(ids)
             raise
         return ids

@@ -132,6 +132,23 @@ def test_ctrl_c(make_llm, monkeypatch):
     assert tokens_of(llm) == expected
 
 
+def test_ctrl_c_while_requests_are_added(make_llm, monkeypatch):
+    llm = make_llm()
+    process, calls = llm.llm_engine.input_processor.process, []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return process(*args, **options)
+
+    monkeypatch.setattr(llm.llm_engine.input_processor, "process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert len(calls) == 3
+    assert not llm.llm_engine.has_unfinished_requests()
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("where", ["schedule", "update"])
 def test_the_books_are_spoilt(make_llm, monkeypatch, error, where):
