@@ -1,5 +1,6 @@
 """The engine in other hands: by steps, from threads, several iterators at once."""
 
+import gc
 import random
 import threading
 
@@ -163,6 +164,29 @@ def test_aborted_while_the_model_runs(make_llm, monkeypatch, expected):
     assert last["b"].outputs[0].token_ids == expected[3]
 
 
+@pytest.mark.parametrize("budget", [512, 30])
+def test_aborted_before_the_model_runs(make_llm, monkeypatch, expected, budget):
+    # Planned already, and not laid out yet: what it is to write must not go to others' blocks.
+    llm = make_llm(num_gpu_blocks_override=64, max_num_batched_tokens=budget)
+    engine = llm.llm_engine
+    execute, steps = engine.runner.execute, []
+
+    def abort_and_execute(plan):
+        steps.append(plan)
+        engine.abort_request(f"bad{len(steps)}")
+        return execute(plan)
+
+    monkeypatch.setattr(engine.runner, "execute", abort_and_execute)
+    outputs = {}
+    for i in range(1, 7):
+        engine.add_request(f"bad{i}", [17] * (3 * i), SamplingParams(n=1 + i % 2))
+        engine.add_request(f"{i}", PROMPTS[i], GREEDY)
+    while engine.has_unfinished_requests():
+        outputs.update((out.request_id, out) for out in engine.step() if out.finished)
+    assert all(out.error is None for out in outputs.values())
+    assert [outputs[f"{i}"].outputs[0].token_ids for i in range(1, 7)] == expected[1:]
+
+
 @pytest.mark.parametrize("kind", ["error", "nan"])
 def test_aborted_while_a_step_fails(make_llm, monkeypatch, expected, kind):
     llm = make_llm()
@@ -217,6 +241,36 @@ def test_an_iterator_that_is_closed_early(make_llm, expected):
     assert join([pieces[0], *other]) == [expected[1]]
     assert llm.stream(PROMPTS, GREEDY) is not None  # never begun: nothing was queued
     assert not llm.llm_engine.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("where", ["schedule", "update", "add_request"])
+def test_an_iterator_that_is_collected_in_the_middle_of_a_step(
+    make_llm, monkeypatch, expected, where
+):
+    llm = make_llm()
+    method = getattr(llm.llm_engine.scheduler, where)
+
+    def collect_first(*args):
+        gc.collect()
+        return method(*args)
+
+    def forget_an_iterator():
+        stream = llm.stream(PROMPTS[:3], GREEDY)
+        next(stream)
+        cycle = [stream]
+        cycle.append(cycle)
+
+    gc.disable()
+    try:
+        forget_an_iterator()
+        monkeypatch.setattr(llm.llm_engine.scheduler, where, collect_first)
+        tokens = []
+        thread = threading.Thread(target=lambda: tokens.extend(tokens_of(llm)), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert tokens == expected
+    finally:
+        gc.enable()
 
 
 def test_an_exception_in_the_middle_of_generate(make_llm, expected):

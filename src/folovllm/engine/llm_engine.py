@@ -15,7 +15,7 @@ from folovllm.engine.output_processor import OutputProcessor
 from folovllm.engine.stats import EngineStats, SchedulerState
 from folovllm.errors import EngineDeadError
 from folovllm.outputs import RequestOutput
-from folovllm.request import Sequence, SequenceStatus
+from folovllm.request import SequenceStatus
 from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class LLMEngine:
         self.cache_manager = parts.cache_manager
         self.scheduler = parts.scheduler
         self._stats = EngineStats()
-        self._lock = threading.Lock()  # of all that is told of requests
+        self._lock = threading.RLock()  # of all that is told of requests
+        self._changing = False
+        self._to_abort: list[str] = []  # while that was being changed
         self._step_lock = threading.Lock()  # of the runner
         self._executing = False
         self._to_forget: list[str] = []  # ended while the model ran
@@ -91,7 +93,7 @@ class LLMEngine:
             priority=priority,
             add_special_tokens=add_special_tokens,
         )
-        with self._lock:
+        with self._change():
             self._check_alive()
             self.scheduler.add_request(request)
             self.output_processor.add_request(request)
@@ -100,8 +102,11 @@ class LLMEngine:
         """End requests, at any moment, without another output; unknown ids are passed over."""
         ids = [request_id] if isinstance(request_id, str) else list(request_id)
         with self._lock:
-            for each in ids:
-                self._abort(each)
+            self._to_abort += ids
+            # A forgotten `LLM.stream` is closed wherever Python collects it: in our own midst too.
+            if not self._changing:
+                with self._change():
+                    pass
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has something to do."""
@@ -144,7 +149,7 @@ class LLMEngine:
 
     def stats(self) -> dict[str, Any]:
         """Return what was done so far and how long it took, in plain types and seconds."""
-        with self._lock:
+        with self._change():
             return self._stats.as_dict()
 
     def _finish_step(
@@ -201,14 +206,13 @@ class LLMEngine:
 
     def _end_failed(self, plan: SchedulerOutput, failed: dict[str, str]) -> list[RequestOutput]:
         """End the requests of sequences that nothing could be sampled for."""
-        seqs = [seq for seq in _unfinished(plan) if seq.seq_id in failed]
-        # Before the first is ended: the other sequences of its request lose theirs with it.
-        block_ids = [block_id for seq in seqs for block_id in seq.block_ids]
+        entries = [entry for entry in plan.scheduled if entry.seq.seq_id in failed]
         outputs = []
-        for seq in seqs:
+        for seq in (entry.seq for entry in entries if not entry.seq.is_finished()):
             reason = failed[seq.seq_id]
             logger.error("request %s: %s", seq.request_id, reason)
             outputs.append(self._abort(seq.request_id, reason))
+        block_ids = [block_id for entry in entries for block_id in entry.block_ids]
         # What is not finite in the cache would spoil whoever found or got these blocks.
         self.runner.cache.clear(self.cache_manager.discard(block_ids))
         return [output for output in outputs if output is not None]
@@ -218,7 +222,9 @@ class LLMEngine:
         self._end_execution()
         reason = explain_failure(plan, cause)
         self.scheduler.fail(plan)
-        request_ids = dict.fromkeys(seq.request_id for seq in _unfinished(plan))
+        # The name of what was aborted since may be in use again.
+        seqs = [entry.seq for entry in plan.scheduled if not entry.seq.is_finished()]
+        request_ids = dict.fromkeys(seq.request_id for seq in seqs)
         outputs = [self._abort(request_id, reason) for request_id in request_ids]
         if isinstance(cause, Exception):
             logger.error("a step failed: %s", reason, exc_info=cause)
@@ -231,20 +237,27 @@ class LLMEngine:
             raise EngineDeadError(f"the engine cannot go on since a step failed: {self._dead}")
 
     @contextmanager
-    def _bookkeeping(self) -> Iterator[None]:
-        """Hold the lock; when what is told of requests may be half changed, say so from then on."""
+    def _change(self) -> Iterator[None]:
+        """Hold the lock, and let this thread's own aborts wait for the end."""
         with self._lock:
+            self._changing = True
+            try:
+                yield
+            finally:
+                while self._to_abort:
+                    self._abort(self._to_abort.pop())
+                self._changing = False
+
+    @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        """As `_change`; when what is told of requests may be half changed, say so from then on."""
+        with self._change():
             self._check_alive()
             try:
                 yield
             except BaseException as error:
                 self._dead = f"{type(error).__name__} while keeping its books: {error}"
                 raise
-
-
-def _unfinished(plan: SchedulerOutput) -> list[Sequence]:
-    """The sequences of a step without those aborted since, whose ids may be in use again."""
-    return [entry.seq for entry in plan.scheduled if not entry.seq.is_finished()]
 
 
 def explain_failure(plan: SchedulerOutput, cause: Exception | str) -> str:
