@@ -129,13 +129,13 @@ class Floor:
         kv_bytes = sum(layer.numbers for layer in runner.model.layers) * itemsize
         execute = runner.execute
 
-        def watch(plan: Any, batch: Any) -> Any:
+        def watch(plan: Any) -> Any:
             context = sum(entry.start + entry.num_tokens for entry in plan.scheduled)
             rows = sum(bool(entry.samples) for entry in plan.scheduled)
             read = (weights + head * bool(rows)) * itemsize + context * kv_bytes
             products = 2 * (plan.num_tokens * weights + rows * head)
             self.seconds += max(read / limits.bandwidth, products / limits.rate)
-            return execute(plan, batch)
+            return execute(plan)
 
         runner.execute = watch  # type: ignore[method-assign]
 

@@ -264,11 +264,11 @@ class LLM:
                     priority=priorities[place],
                 )
                 ids.append(request_id)
-        except ValueError as error:
+        except BaseException as error:  # Ctrl-C too: to add thousands takes a while
             self.llm_engine.abort_request(ids)
-            if len(prompts) == 1:
-                raise
-            raise ValueError(f"prompts[{place}]: {error}") from error
+            if isinstance(error, ValueError) and len(prompts) > 1:
+                raise ValueError(f"prompts[{place}]: {error}") from error
+            raise
         return ids
 
     def _run(self, ids: list[str]) -> Iterator[RequestOutput]:

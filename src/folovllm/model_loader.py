@@ -261,6 +261,11 @@ def _check_architecture(checkpoint: Checkpoint, *, trusted: bool) -> None:
             f"{where} names the architecture {model_type!r}, which transformers "
             f"{transformers.__version__} does not know; is it misspelt, or newer than that?"
         )
+    elif config.get("is_encoder_decoder"):
+        raise ModelLoadError(
+            f"{where} is that of an encoder-decoder model ({model_type}); FoloVLLM generates text "
+            "with decoder-only models"
+        )
     elif model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelLoadError(
             f"{where} names the architecture {model_type!r}, which is no causal language model; "

@@ -13,6 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from folovllm import LLM
+from folovllm.engine import build
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "slept", ".", "<eos>"]
 
 SMALL = {
@@ -49,10 +52,37 @@ FAMILIES: dict[str, dict[str, object]] = {
     "qwen3_moe": {"num_experts": 4, "head_dim": 16, **MOE},
 }
 
+MLA = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 24,
+    "num_key_value_heads": 4,
+}
+
+# What the engine is tried with beyond.
+MORE_FAMILIES: dict[str, dict[str, object]] = {
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 16, "sliding_window": 8, **MOE},
+    "granite": {},
+    "cohere": {},
+    "cohere2": {"sliding_window": 8},
+    "starcoder2": {},
+    "glm": {"head_dim": 16},
+    "glm4": {"head_dim": 16},
+    "olmo3": {"sliding_window": 8},
+    "opt": {},
+    "smollm3": {},
+    "deepseek_v3": MLA,
+}
+
 
 def make_config(family: str, **overrides: object) -> object:
     """A configuration of a family with everything small."""
-    options = {**SMALL, **FAMILIES.get(family, {}), **overrides}
+    known = {**FAMILIES, **MORE_FAMILIES}
+    options = {**SMALL, **known.get(family, {}), **overrides}
     return AutoConfig.for_model(family, **{k: v for k, v in options.items() if v is not None})
 
 
@@ -62,6 +92,23 @@ def tiny_tokenizer(eos: str | None = "<eos>", **special: str) -> PreTrainedToken
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, **special)
+
+
+def write_tiny(
+    folder: Path,
+    family: str,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "1GB",
+    **overrides: object,
+) -> Path:
+    """Write a tiny random model and its tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(make_config(family, **overrides), dtype=dtype)
+    for parameter in model.parameters():  # biases and norms too: zeros and ones hide mistakes
+        torch.nn.init.normal_(parameter.data, std=0.2)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 SaveTiny = Callable[..., Path]
@@ -84,16 +131,93 @@ def save_tiny(tmp_path: Path) -> SaveTiny:
         max_shard_size: str = "1GB",
         **overrides: object,
     ) -> Path:
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(make_config(family, **overrides), dtype=dtype)
-        for parameter in model.parameters():  # biases and norms too: zeros and ones hide mistakes
-            torch.nn.init.normal_(parameter.data, std=0.2)
-        folder = tmp_path / name
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        tiny_tokenizer().save_pretrained(folder)
-        return folder
+        return write_tiny(tmp_path / name, family, dtype, max_shard_size, **overrides)
 
     return save
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the folder of a tiny model, made once for the same arguments."""
+    root = tmp_path_factory.mktemp("models")
+    folders: dict[str, Path] = {}
+
+    def get(family: str = "llama", **overrides: object) -> Path:
+        name = repr((family, sorted(overrides.items())))
+        if name not in folders:
+            folders[name] = write_tiny(root / str(len(folders)), family, **overrides)
+        return folders[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def build_llm(tiny_folder: Callable[..., Path]) -> Callable[..., LLM]:
+    """A function that makes an engine on a tiny model, with room on the host where asked."""
+
+    def make(
+        family: str = "llama",
+        *,
+        model: dict[str, object] | None = None,
+        host_blocks: int = 0,
+        **options: object,
+    ) -> LLM:
+        count_blocks = build._count_blocks
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                build, "_count_blocks", lambda *args: (count_blocks(*args)[0], host_blocks)
+            )
+            options = {"block_size": 4, "dtype": "float32", **options}
+            return LLM(str(tiny_folder(family, **(model or {}))), device="cpu", **options)
+
+    return make
+
+
+@pytest.fixture
+def make_llm(build_llm: Callable[..., LLM]) -> Iterator[Callable[..., LLM]]:
+    """The same, and after the test nothing may be left in an engine that still lives."""
+    llms: list[LLM] = []
+
+    def make(*args: object, **options: object) -> LLM:
+        llms.append(build_llm(*args, **options))
+        return llms[-1]
+
+    yield make
+    for llm in llms:
+        if llm.llm_engine._dead is None:
+            check_nothing_left(llm)
+
+
+@pytest.fixture(scope="session")
+def nothing_left() -> Callable[[LLM], None]:
+    """A function that fails where an idle engine still holds something."""
+    return check_nothing_left
+
+
+def check_nothing_left(llm: LLM) -> None:
+    """Look into every room of an engine that has nothing to do."""
+    engine = llm.llm_engine
+    scheduler, processor, sampler = engine.scheduler, engine.output_processor, engine.runner.sampler
+    assert not engine.has_unfinished_requests()
+    assert engine.cache_manager.usage == 0
+    engine.cache_manager.check_integrity([])
+    queues = scheduler.num_running, scheduler.num_waiting, scheduler.num_swapped
+    assert queues == (0, 0, 0)
+    assert (scheduler._requests, scheduler._keys, scheduler._siblings) == ({}, {}, {})
+    assert (processor._requests, processor._sequences, processor._moved) == ({}, {}, [])
+    assert (sampler._states, sampler._seq_ids) == ({}, {})
+    assert (llm._inboxes, engine._to_forget) == ({}, [])
+    cache = engine.runner.cache
+    assert all(pages.isfinite().all() for layer in cache.layers for pages in layer)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: for tiny models, others cost more than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -196,4 +320,10 @@ def write_tiny_gguf(path: Path) -> None:
 @pytest.fixture(params=sorted(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     """Each architecture in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(params=sorted({**FAMILIES, **MORE_FAMILIES}))
+def served_family(request: pytest.FixtureRequest) -> str:
+    """Each architecture that the engine is tried with in turn."""
     return str(request.param)

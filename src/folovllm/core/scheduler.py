@@ -323,7 +323,7 @@ class Scheduler:
                 places = self._max_num_seqs - len(self._running) - step.num_forks
                 samples += tuple(self._siblings[seq][:places])
                 step.num_forks += len(samples) - 1
-        step.scheduled.append(ScheduledSequence(seq, start, num_tokens, samples))
+        step.scheduled.append(ScheduledSequence(seq, start, num_tokens, samples, seq.block_ids))
         step.num_tokens_left -= num_tokens
 
     def _start_siblings(self, entry: ScheduledSequence) -> None:

@@ -17,12 +17,15 @@ class ScheduledSequence:
         samples: the sequences that get a token from the logits of the last of them: none while
             tokens of `seq` are left to compute, else `seq` itself; at the end of a prompt, the
             other sequences of the request as well, which go on from `seq`'s cache.
+        block_ids: the blocks of `seq`, which it may lose by an abort before they are read here;
+            they are nobody else's until the next step is planned.
     """
 
     seq: Sequence
     start: int
     num_tokens: int
     samples: tuple[Sequence, ...]
+    block_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)

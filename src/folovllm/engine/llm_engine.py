@@ -53,8 +53,12 @@ class LLMEngine:
         self.cache_manager = parts.cache_manager
         self.scheduler = parts.scheduler
         self._stats = EngineStats()
-        self._lock = threading.Lock()  # of all that is told of requests
+        self._lock = threading.RLock()  # of all that is told of requests
+        self._changing = False
+        self._to_abort: list[str] = []  # while that was being changed
         self._step_lock = threading.Lock()  # of the runner
+        self._executing = False
+        self._to_forget: list[str] = []  # ended while the model ran
         self._dead: str | None = None
 
     def add_request(
@@ -89,7 +93,7 @@ class LLMEngine:
             priority=priority,
             add_special_tokens=add_special_tokens,
         )
-        with self._lock:
+        with self._change():
             self._check_alive()
             self.scheduler.add_request(request)
             self.output_processor.add_request(request)
@@ -98,8 +102,11 @@ class LLMEngine:
         """End requests, at any moment, without another output; unknown ids are passed over."""
         ids = [request_id] if isinstance(request_id, str) else list(request_id)
         with self._lock:
-            for each in ids:
-                self._abort(each)
+            self._to_abort += ids
+            # A forgotten `LLM.stream` is closed wherever Python collects it: in our own midst too.
+            if not self._changing:
+                with self._change():
+                    pass
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has something to do."""
@@ -125,11 +132,11 @@ class LLMEngine:
             started = time.perf_counter()
             with self._bookkeeping():
                 plan = self.scheduler.schedule()
-                if not plan.scheduled:
-                    return []
-                batch = self.runner.prepare(plan)
+                self._executing = bool(plan.scheduled)
+            if not plan.scheduled:
+                return []
             try:
-                result = self.runner.execute(plan, batch)
+                result = self.runner.execute(plan)
             except Exception as error:  # noqa: BLE001 - whatever it is, it ends these requests
                 with self._bookkeeping():
                     return self._give_up(plan, error)
@@ -142,12 +149,13 @@ class LLMEngine:
 
     def stats(self) -> dict[str, Any]:
         """Return what was done so far and how long it took, in plain types and seconds."""
-        with self._lock:
+        with self._change():
             return self._stats.as_dict()
 
     def _finish_step(
         self, plan: SchedulerOutput, result: "StepResult", started: float
     ) -> list[RequestOutput]:
+        self._end_execution()
         failed = self._end_failed(plan, result.failed) if result.failed else []
         self.scheduler.update(plan, result.token_ids)
         for seq, stop in self.output_processor.add(plan, result, started=started):
@@ -175,7 +183,19 @@ class LLMEngine:
     def _end(self, output: RequestOutput) -> None:
         """Drop what is left of a finished request."""
         self._stats.record_finished(output.metrics, output.error)
-        self.runner.forget(output.request_id)
+        self._to_forget.append(output.request_id)
+        if not self._executing:
+            self._forget()
+
+    def _end_execution(self) -> None:
+        # Not before: for what is sampled after it was forgotten, a state is made anew.
+        self._executing = False
+        self._forget()
+
+    def _forget(self) -> None:
+        for request_id in self._to_forget:
+            self.runner.forget(request_id)
+        self._to_forget.clear()
 
     def _abort(self, request_id: str, error: str | None = None) -> RequestOutput | None:
         self.scheduler.abort_request(request_id)
@@ -186,23 +206,25 @@ class LLMEngine:
 
     def _end_failed(self, plan: SchedulerOutput, failed: dict[str, str]) -> list[RequestOutput]:
         """End the requests of sequences that nothing could be sampled for."""
+        entries = [entry for entry in plan.scheduled if entry.seq.seq_id in failed]
         outputs = []
-        block_ids: list[int] = []
-        for entry in plan.scheduled:
-            reason = failed.get(entry.seq.seq_id)
-            if reason is not None:
-                block_ids += entry.seq.block_ids
-                logger.error("request %s: %s", entry.seq.request_id, reason)
-                outputs.append(self._abort(entry.seq.request_id, reason))
+        for seq in (entry.seq for entry in entries if not entry.seq.is_finished()):
+            reason = failed[seq.seq_id]
+            logger.error("request %s: %s", seq.request_id, reason)
+            outputs.append(self._abort(seq.request_id, reason))
+        block_ids = [block_id for entry in entries for block_id in entry.block_ids]
         # What is not finite in the cache would spoil whoever found or got these blocks.
         self.runner.cache.clear(self.cache_manager.discard(block_ids))
         return [output for output in outputs if output is not None]
 
     def _give_up(self, plan: SchedulerOutput, cause: Exception | str) -> list[RequestOutput]:
         """End the requests of a step that failed."""
+        self._end_execution()
         reason = explain_failure(plan, cause)
         self.scheduler.fail(plan)
-        request_ids = dict.fromkeys(entry.seq.request_id for entry in plan.scheduled)
+        # The name of what was aborted since may be in use again.
+        seqs = [entry.seq for entry in plan.scheduled if not entry.seq.is_finished()]
+        request_ids = dict.fromkeys(seq.request_id for seq in seqs)
         outputs = [self._abort(request_id, reason) for request_id in request_ids]
         if isinstance(cause, Exception):
             logger.error("a step failed: %s", reason, exc_info=cause)
@@ -215,9 +237,21 @@ class LLMEngine:
             raise EngineDeadError(f"the engine cannot go on since a step failed: {self._dead}")
 
     @contextmanager
-    def _bookkeeping(self) -> Iterator[None]:
-        """Hold the lock; when what is told of requests may be half changed, say so from then on."""
+    def _change(self) -> Iterator[None]:
+        """Hold the lock, and let this thread's own aborts wait for the end."""
         with self._lock:
+            self._changing = True
+            try:
+                yield
+            finally:
+                while self._to_abort:
+                    self._abort(self._to_abort.pop())
+                self._changing = False
+
+    @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
+        """As `_change`; when what is told of requests may be half changed, say so from then on."""
+        with self._change():
             self._check_alive()
             try:
                 yield

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ATTENTION_NAME = "folovllm_paged"
 """Under which transformers knows our attention function."""
 
+_STATE = "a state that is no KV cache (state-space, recurrent or convolution layers)"
+
 
 def paged_attention(
     module: torch.nn.Module,
@@ -126,10 +128,9 @@ class PagedModel:
         count = self.model.config.get_text_config().num_hidden_layers
         if missing := sorted(set(range(count)) - set(layers)):
             raise ModelLoadError(
-                f"{_name(self.model)} cannot be served: its layers {missing} keep a state that is "
-                "no KV cache (a state-space, recurrent or convolution layer, or attention of its "
-                "own); FoloVLLM serves models whose layers all attend through transformers' "
-                "attention interface"
+                f"{_name(self.model)} cannot be served: its layers {missing} keep {_STATE}, or "
+                "have attention of their own; FoloVLLM serves models whose layers all attend "
+                "through transformers' attention interface"
             )
         return [layers[i] for i in range(count)]
 
@@ -163,10 +164,13 @@ def _check_servable(model: "PreTrainedModel") -> None:
     config: Any = model.config
     text = config.get_text_config()
     reason = ""
-    if config.is_encoder_decoder:
-        reason = "it is an encoder-decoder model, and FoloVLLM serves decoder-only models"
-    elif not model._supports_attention_backend:  # noqa: SLF001 - what transformers offers to ask
-        reason = "transformers runs its attention in code of its own, which cannot be replaced"
+    if not model._supports_attention_backend:  # noqa: SLF001 - what transformers offers to ask
+        if model._is_stateful:  # noqa: SLF001
+            reason = f"some of its layers keep {_STATE}"
+        else:
+            reason = "transformers runs its attention in code of its own, which cannot be replaced"
+    elif any(getattr(module, "is_causal", None) is False for module in model.modules()):
+        reason = "its tokens attend to those after them"
     elif getattr(text, "num_kv_shared_layers", 0):
         reason = "some of its layers use the keys and values of other layers"
     elif (why := _rope_by_length(text)) is not None:

@@ -64,7 +64,7 @@ def make_batch(plan: SchedulerOutput, block_size: int, device: torch.device) -> 
     layout = BatchLayout(
         counts.tolist(),
         (starts + counts).tolist(),
-        [entry.seq.block_ids for entry in entries],
+        [entry.block_ids for entry in entries],
         slots,
         block_size,
     )
@@ -97,10 +97,10 @@ def _slots(
     """The cache slot of each token."""
     if len(positions) == len(entries):  # all decode: one block each
         blocks = np.array(
-            [entry.seq.block_ids[entry.start // block_size] for entry in entries], np.int64
+            [entry.block_ids[entry.start // block_size] for entry in entries], np.int64
         )
     else:
-        tables = [entry.seq.block_ids for entry in entries]
+        tables = [entry.block_ids for entry in entries]
         flat = np.fromiter(chain.from_iterable(tables), np.int64)
         lengths = np.array([len(table) for table in tables])
         offsets = np.repeat(lengths.cumsum() - lengths, counts)

@@ -57,20 +57,13 @@ class ModelRunner:
         self.sampler = sampler
         self.block_size = block_size
 
-    def prepare(self, plan: SchedulerOutput) -> Batch:
-        """Lay out what a plan computes.
-
-        Apart from `execute`, since sequences must not change meanwhile: an aborted one loses its
-        blocks.
-        """
-        return make_batch(plan, self.block_size, self.model.device)
-
     @torch.inference_mode()
-    def execute(self, plan: SchedulerOutput, batch: Batch) -> StepResult:
-        """Do what a plan says, with its batch."""
+    def execute(self, plan: SchedulerOutput) -> StepResult:
+        """Do what a plan says."""
         self.cache.swap_out(plan.swap_out)
         self.cache.copy(plan.copies)
         self.cache.swap_in(plan.swap_in)
+        batch = make_batch(plan, self.block_size, self.model.device)
         step = AttentionStep(self.backend, self.cache.layers, self.backend.build(batch.layout))
         logits = self.model.forward(batch.token_ids, batch.positions, step, batch.logit_rows)
         return self._sample(plan, batch, logits)

@@ -109,7 +109,7 @@ class World:
             assert at_the_end or self.chunked
             assert all(s.status is SequenceStatus.WAITING for s in entry.samples[1:])
         self.batch = [
-            (entry, tuple(entry.seq.get_token_ids()), entry.seq.block_ids.copy())
+            (entry, tuple(entry.seq.get_token_ids()), entry.block_ids.copy())
             for entry in plan.scheduled
         ]
         self.check_integrity()

@@ -313,6 +313,7 @@ class TestPreemption:
         assert shares(w.step()) == {"r0-0": 1}
         assert (first.status, second.status) == (RUNNING, WAITING)
         assert w.scheduler.num_preemptions == 1
+        assert (first.num_preemptions, second.num_preemptions) == (0, 1)
         assert (second.block_ids, second.num_computed_tokens) == ([], 0)
         assert second.data.output_token_ids == [7]
         assert w.requests[1].status is RequestStatus.WAITING

@@ -46,7 +46,7 @@ class Engine:
 
     def step(self, tokens, *, logprobs=None, started=None, prompt_logprobs=None):
         """Give each sequence its token; `tokens` are pairs of the two."""
-        entries = [ScheduledSequence(seq, seq.get_len() - 1, 1, (seq,)) for seq, _ in tokens]
+        entries = [ScheduledSequence(seq, seq.get_len() - 1, 1, (seq,), []) for seq, _ in tokens]
         plan = SchedulerOutput(tuple(entries), len(entries))
         for seq, token_id in tokens:
             if seq.is_finished():
@@ -236,7 +236,7 @@ class TestSeveralSequences:
         first, second = request.get_seqs()
         for seq, text in ((first, "a"), (second, "b")):
             seq.add_token_id(*spell(text))
-        plan = SchedulerOutput((ScheduledSequence(first, 0, 2, (first, second)),), 2)
+        plan = SchedulerOutput((ScheduledSequence(first, 0, 2, (first, second), []),), 2)
         assert engine.processor.add(plan, Result(spell("ab"))) == []
         [output] = engine.processor.make_outputs()
         assert [o.text for o in output.outputs] == ["a", "b"]
@@ -284,7 +284,7 @@ class TestPromptLogprobs:
         if sample:
             seq.add_token_id(*spell("x"))
         plan = SchedulerOutput(
-            (ScheduledSequence(seq, start, num_tokens, (seq,) if sample else ()),), num_tokens
+            (ScheduledSequence(seq, start, num_tokens, (seq,) if sample else (), []),), num_tokens
         )
         new = {seq.seq_id: [{token_id: Logprob(-1.0 * token_id)} for token_id in ids]}
         engine.processor.add(plan, Result(spell("x") if sample else [], None, new))
@@ -353,7 +353,7 @@ class TestAbort:
 
     def test_while_its_step_runs_and_its_name_is_in_use_again(self, engine):
         [old] = engine.add().get_seqs()
-        plan = SchedulerOutput((ScheduledSequence(old, 0, 2, (old,)),), 2)
+        plan = SchedulerOutput((ScheduledSequence(old, 0, 2, (old,), []),), 2)
         engine.processor.abort("r")
         [new] = engine.add().get_seqs()
         assert engine.processor.add(plan, Result(spell("a"))) == []
@@ -363,7 +363,7 @@ class TestAbort:
     def test_between_adding_tokens_and_making_outputs(self, engine):
         [seq] = engine.add().get_seqs()
         seq.add_token_id(*spell("a"))
-        plan = SchedulerOutput((ScheduledSequence(seq, 0, 2, (seq,)),), 2)
+        plan = SchedulerOutput((ScheduledSequence(seq, 0, 2, (seq,), []),), 2)
         engine.processor.add(plan, Result(spell("a")))
         assert engine.processor.abort("r").outputs[0].text == "a"
         assert engine.processor.make_outputs() == []
@@ -385,7 +385,7 @@ class TestMetrics:
 
     def test_a_chunk_without_a_token_is_scheduled(self, engine):
         [seq] = engine.add().get_seqs()
-        plan = SchedulerOutput((ScheduledSequence(seq, 0, 1, ()),), 1)
+        plan = SchedulerOutput((ScheduledSequence(seq, 0, 1, (), []),), 1)
         engine.clock.now = 101.0
         engine.processor.add(plan, Result([]))
         metrics = engine.processor.abort("r").metrics

@@ -14,7 +14,7 @@ def plan(*parts: tuple[int, int, int]) -> SchedulerOutput:
     entries = []
     for prompt_len, start, num_tokens in parts:
         seq = Sequence("r-0", "r", SequenceData([1] * prompt_len), SamplingParams())
-        entries.append(ScheduledSequence(seq, start, num_tokens, (seq,)))
+        entries.append(ScheduledSequence(seq, start, num_tokens, (seq,), []))
     return SchedulerOutput(tuple(entries), sum(part[2] for part in parts))
 
 

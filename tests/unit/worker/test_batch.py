@@ -34,7 +34,7 @@ def plans(draw):
             prompt, outputs, table, f"{i}-0", prompt_logprobs=draw(st.sampled_from([None, 1]))
         )
         samples = (seq,) * draw(st.integers(1, 3)) if start + count == length else ()
-        entries.append(ScheduledSequence(seq, start, count, samples))
+        entries.append(ScheduledSequence(seq, start, count, samples, seq.block_ids))
     return plan_of(*entries), block_size
 
 
@@ -78,12 +78,12 @@ def test_asks_for_the_logits_that_are_needed(case):
 
 def test_the_last_prompt_position_predicts_no_prompt_token():
     seq = sequence([5, 6, 7], blocks=[1], prompt_logprobs=0)
-    batch = make_batch(plan_of(ScheduledSequence(seq, 0, 3, (seq,))), 16, CPU)
+    batch = make_batch(plan_of(ScheduledSequence(seq, 0, 3, (seq,), seq.block_ids)), 16, CPU)
     assert [part.next_tokens for part in batch.prompt_parts] == [[6, 7]]
     assert batch.logit_rows.tolist() == [2, 0, 1]
 
 
 def test_outputs_are_never_prompt_positions():
     seq = sequence([5, 6], [8, 9], [1], prompt_logprobs=0)
-    batch = make_batch(plan_of(ScheduledSequence(seq, 3, 1, (seq,))), 16, CPU)
+    batch = make_batch(plan_of(ScheduledSequence(seq, 3, 1, (seq,), seq.block_ids)), 16, CPU)
     assert batch.prompt_parts == []

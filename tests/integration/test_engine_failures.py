@@ -1,0 +1,222 @@
+"""A step that fails ends the requests that it touches, and no others."""
+
+import re
+
+import pytest
+import torch
+
+from folovllm import EngineDeadError, SamplingParams
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+PROMPTS = [[5, 7, 9, 11, 13], [20, 21, 22, 23, 24, 25, 26, 27, 28], [40]]
+POISON = 90  # a token whose embedding holds NaN
+
+
+def tokens_of(llm, prompts=PROMPTS, params=GREEDY):
+    return [out.outputs[0].token_ids for out in llm.generate(prompts, params, use_tqdm=False)]
+
+
+def drive(engine):
+    """Step until everything is finished; the last output of each request."""
+    outputs = {}
+    while engine.has_unfinished_requests():
+        outputs.update((out.request_id, out) for out in engine.step())
+    return outputs
+
+
+def poison(llm):
+    embeddings = llm.llm_engine.runner.model.model.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight[POISON] = float("nan")
+
+
+def fail_once(llm, monkeypatch, error, *, at=0, after=False):
+    """Let the step `at` from now raise, before or after the model was run."""
+    model = llm.llm_engine.runner.model
+    forward = model.forward
+    calls = iter(range(10**6))
+
+    def failing(*args):
+        number = next(calls)
+        result = forward(*args) if number != at or after else None
+        if number == at:
+            raise error
+        return result
+
+    monkeypatch.setattr(model, "forward", failing)
+
+
+MEMORY = "lower max_num_batched_tokens"
+ERRORS = {
+    "MemoryError": (MemoryError(), f"MemoryError.*{MEMORY}"),
+    "torch": (torch.OutOfMemoryError("CUDA out of memory. Tried to\nallocate"), MEMORY),
+    "allocator": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MEMORY),
+    "another": (IndexError("index 7 is out of range"), "IndexError: index 7 is out of range$"),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("after", [False, True])
+def test_the_model_raises(make_llm, monkeypatch, kind, at, after):
+    error, message = ERRORS[kind]
+    expected = tokens_of(make_llm())
+    llm = make_llm()
+    fail_once(llm, monkeypatch, error, at=at, after=after)
+    outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    for out, tokens in zip(outputs, expected, strict=True):
+        assert out.finished
+        assert out.outputs[0].finish_reason == "abort"
+        assert out.outputs[0].token_ids == tokens[:at]
+        assert out.error.startswith("a step of")
+        assert re.search(message, out.error)
+    assert llm.stats()["failed_requests"] == 3
+    # What the failed step was to write is found by nobody.
+    assert tokens_of(llm) == expected
+
+
+def test_those_that_were_not_part_of_it_go_on(make_llm, monkeypatch):
+    expected = tokens_of(make_llm())
+    llm = make_llm(max_num_seqs=2)
+    fail_once(llm, monkeypatch, MemoryError(), at=2)
+    first, second, third = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert first.error
+    assert second.error
+    assert third.error is None
+    assert third.outputs[0].token_ids == expected[2]
+
+
+def test_those_that_were_swapped_out_by_it_go_on(make_llm, monkeypatch):
+    expected = tokens_of(make_llm())
+    llm = make_llm(num_gpu_blocks_override=7, host_blocks=9)
+    failed = []
+
+    def execute(plan):
+        if plan.swap_out and not failed:
+            failed.append(plan)
+            raise MemoryError
+        return run(plan)
+
+    run = llm.llm_engine.runner.execute
+    monkeypatch.setattr(llm.llm_engine.runner, "execute", execute)
+    outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert failed
+    assert {out.error is None for out in outputs} == {True, False}
+    for out, tokens in zip(outputs, expected, strict=True):
+        assert out.error or out.outputs[0].token_ids == tokens
+    assert tokens_of(llm) == expected
+
+
+def test_a_lost_device(make_llm, monkeypatch):
+    llm = make_llm()
+    fail_once(llm, monkeypatch, RuntimeError("CUDA error: an illegal memory access"), at=1)
+    outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert all("CUDA error" in out.error for out in outputs)
+    with pytest.raises(EngineDeadError, match="illegal memory access"):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    with pytest.raises(EngineDeadError):
+        llm.llm_engine.add_request("r", [5], GREEDY)
+    with pytest.raises(EngineDeadError):
+        llm.llm_engine.step()
+
+
+def test_ctrl_c(make_llm, monkeypatch):
+    expected = tokens_of(make_llm())
+    llm = make_llm()
+    fail_once(llm, monkeypatch, KeyboardInterrupt(), at=2)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert tokens_of(llm) == expected
+
+
+def test_ctrl_c_while_requests_are_added(make_llm, monkeypatch):
+    llm = make_llm()
+    process, calls = llm.llm_engine.input_processor.process, []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return process(*args, **options)
+
+    monkeypatch.setattr(llm.llm_engine.input_processor, "process", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert len(calls) == 3
+    assert not llm.llm_engine.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("where", ["schedule", "update"])
+def test_the_books_are_spoilt(make_llm, monkeypatch, error, where):
+    llm = make_llm()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(llm.llm_engine.scheduler, where, fail)
+    with pytest.raises(type(error)):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    with pytest.raises(EngineDeadError, match=type(error).__name__):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 4}], ids=["whole", "chunked"])
+def test_nan_in_one_of_several(make_llm, family, options):
+    llm = make_llm(family, num_gpu_blocks_override=17, **options)
+    expected = tokens_of(llm)
+    poison(llm)
+    bad = [*range(3, 15), POISON, 4, 3]
+    outputs = llm.generate([*PROMPTS, bad], GREEDY, use_tqdm=False)
+    assert outputs[3].error == "the model's logits hold NaN"
+    assert outputs[3].outputs[0].token_ids == []
+    assert outputs[3].outputs[0].finish_reason == "abort"
+    assert [out.error for out in outputs[:3]] == [None] * 3
+    assert [out.outputs[0].token_ids for out in outputs[:3]] == expected
+    # Its blocks are found by nobody, and harm nobody who gets them next.
+    clean = bad[:12]
+    again = llm.generate([clean, bad], GREEDY, use_tqdm=False)
+    assert again[0].error is None
+    assert again[1].error
+    for _ in range(3):
+        assert tokens_of(llm) == expected
+
+
+def test_nan_that_was_generated(make_llm):
+    llm = make_llm(num_gpu_blocks_override=17)
+    expected = tokens_of(llm)
+    poison(llm)
+    lure = SamplingParams(temperature=0, max_tokens=8, allowed_token_ids=[POISON], ignore_eos=True)
+    several = SamplingParams(max_tokens=8, n=3, logit_bias={POISON: 100.0}, ignore_eos=True)
+    params = [GREEDY, lure, GREEDY, GREEDY, several]
+    outputs = llm.generate([PROMPTS[0], [30, 31], *PROMPTS[1:], [33]], params, use_tqdm=False)
+    assert outputs[1].outputs[0].token_ids == [POISON]
+    assert outputs[1].error
+    assert outputs[4].error
+    good = [outputs[0], *outputs[2:4]]
+    assert [out.outputs[0].token_ids for out in good] == expected
+    assert tokens_of(llm) == expected
+
+
+def test_no_token_left_to_choose(make_llm):
+    llm = make_llm()
+    expected = tokens_of(llm)
+    none = SamplingParams(temperature=0, allowed_token_ids=[9], min_tokens=2)  # 9 is the end
+    outputs = llm.generate([*PROMPTS, [5]], [GREEDY] * 3 + [none], use_tqdm=False)
+    assert "no token is left to choose from" in outputs[3].error
+    assert [out.outputs[0].token_ids for out in outputs[:3]] == expected
+
+
+def test_the_engine_driven_by_hand_tells_of_failures(make_llm, monkeypatch):
+    llm = make_llm()
+    engine = llm.llm_engine
+    engine.add_request("a", [5], GREEDY)
+    fail_once(llm, monkeypatch, MemoryError())
+    engine.add_request("b", [6], SamplingParams(n=3))
+    outputs = drive(engine)
+    assert {name: len(out.outputs) for name, out in outputs.items()} == {"a": 1, "b": 3}
+    assert all(MEMORY in out.error for out in outputs.values())

@@ -1,0 +1,100 @@
+"""The engine's greedy tokens are those of transformers' `generate`, for every family."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from folovllm import SamplingParams
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LENGTHS = (1, 2, 5, 8, 9, 17, 30, 44)  # windows are of 8 tokens, models of 64
+GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+
+def make_prompts(lengths=LENGTHS, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(3, 96) for _ in range(length)] for length in lengths]
+
+
+def generate_with_transformers(folder, prompts, max_new_tokens=16):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+        )
+        outputs.append(out[0, len(prompt) :].tolist())
+    return outputs
+
+
+def test_every_family(served_family, make_llm, tiny_folder):
+    prompts = make_prompts()
+    expected = generate_with_transformers(tiny_folder(served_family), prompts)
+    assert len({token for tokens in expected for token in tokens}) > 2
+    # A budget that cuts long prompts in pieces, beside others that decode.
+    llm = make_llm(served_family, max_num_batched_tokens=14)
+    outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert [out.outputs[0].token_ids for out in outputs] == expected
+    # Whole prompts, one at a time, in another order, and found in the prefix cache.
+    again = make_llm(served_family)
+    for prompt, tokens in reversed(list(zip(prompts, expected, strict=True))):
+        [out] = again.generate(prompt, GREEDY, use_tqdm=False)
+        assert out.outputs[0].token_ids == tokens
+        [warm] = again.generate(prompt, GREEDY, use_tqdm=False)
+        assert warm.outputs[0].token_ids == tokens
+        assert warm.num_cached_tokens == (len(prompt) - 1) // 4 * 4
+
+
+def test_every_familys_probabilities(served_family, make_llm, tiny_folder):
+    # Greedy tokens alone could agree by chance where one token is likely everywhere.
+    params = SamplingParams(
+        temperature=0, max_tokens=9, ignore_eos=True, prompt_logprobs=-1, logprobs=-1
+    )
+    prompts = make_prompts((1, 3, 21, 44), seed=1)
+    llm = make_llm(served_family, max_num_batched_tokens=14)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder(served_family), dtype=torch.float32)
+    for prompt, out in zip(prompts, llm.generate(prompts, params, use_tqdm=False), strict=True):
+        completion = out.outputs[0]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + completion.token_ids[:-1]])).logits[0]
+        ours = out.prompt_logprobs[1:] + completion.logprobs
+        table = torch.tensor([[row[i].logprob for i in range(len(row))] for row in ours])
+        torch.testing.assert_close(table, logits.log_softmax(-1), atol=2e-4, rtol=2e-4)
+
+
+def test_up_to_the_models_length(make_llm, tiny_folder):
+    prompts = make_prompts((63, 60, 1))
+    expected = generate_with_transformers(tiny_folder("llama"), prompts, 63)
+    llm = make_llm()
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    for out, tokens in zip(llm.generate(prompts, params, use_tqdm=False), expected, strict=True):
+        length = 64 - len(out.prompt_token_ids)
+        assert out.outputs[0].token_ids == tokens[:length]
+        assert out.outputs[0].finish_reason == "length"
+
+
+def test_end_of_sequence_is_where_transformers_ends(make_llm, tiny_folder):
+    folder = tiny_folder("llama")
+    prompts = make_prompts(range(1, 40))
+    full = generate_with_transformers(folder, prompts)
+    eos_ids = (2, 9)  # the configuration's and the tokenizer's
+    outputs = make_llm().generate(
+        prompts, SamplingParams(temperature=0, max_tokens=16), use_tqdm=False
+    )
+    reasons = set()
+    for out, tokens in zip(outputs, full, strict=True):
+        ends = [i for i, token in enumerate(tokens) if token in eos_ids]
+        completion = out.outputs[0]
+        reasons.add(completion.finish_reason)
+        assert completion.token_ids == tokens[: ends[0] + 1 if ends else None]
+        assert completion.finish_reason == ("stop" if ends else "length")
+    assert reasons == {"stop", "length"}
