@@ -74,8 +74,7 @@ def step_by_hand(llm: LLM) -> None:
     scheduler.add_request(request)
     while scheduler.has_unfinished_requests():
         plan = scheduler.schedule()  # who runs, and how many tokens of each
-        batch = runner.prepare(plan)  # their tokens as one flat row
-        result = runner.execute(plan, batch)  # the model, then the sampler
+        result = runner.execute(plan)  # one flat batch, the model, the sampler
         scheduler.update(plan, result.token_ids)  # append the tokens; is anybody done?
         [entry] = plan.scheduled
         print(f"   computed {entry.num_tokens} from position {entry.start}, ", end="")

@@ -12,9 +12,10 @@ from folovllm.engine.input_processor import InputProcessor
 from folovllm.errors import ConfigError
 from folovllm.linear.backend import choose_backend, pack_linears
 from folovllm.model_loader import get_model_and_tokenizer
+from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.sampling.sampler import Sampler
-from folovllm.utils.memory import keep_freed_memory
+from folovllm.utils.memory import keep_freed_memory, use_huge_pages
 from folovllm.utils.threads import use_allowed_cores
 from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
 from folovllm.worker.model_runner import ModelRunner
@@ -55,10 +56,14 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
         ConfigError: there is no room for its cache, or settings contradict each other.
     """
     use_allowed_cores()
+    use_huge_pages()
     hf_model, tokenizer = get_model_and_tokenizer(config.model_config, device)
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
-    pack_linears(hf_model, choose_backend(model.device, model.dtype))
+    backend = choose_backend(model.device, model.dtype)
+    if model.device.type == "cpu":
+        fuse(hf_model, backend.pack)
+    pack_linears(hf_model, backend)
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)

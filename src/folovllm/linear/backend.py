@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from folovllm.linear.onednn import OneDnnBackend
+from folovllm.utils.memory import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ BACKENDS: tuple[LinearBackend, ...] = (OneDnnBackend(), PlainBackend())
 """In the order in which they are tried."""
 
 
+_LAYERS_A_TIME = 8  # between which freed weights are given back
+
+
 def choose_backend(device: torch.device, dtype: torch.dtype) -> LinearBackend:
     """The first backend that serves a device and a data type."""
     return next(backend for backend in BACKENDS if backend.serves(device, dtype))
@@ -63,5 +67,7 @@ def pack_linears(model: nn.Module, backend: LinearBackend) -> int:
             if type(child) is nn.Linear:  # a subclass computes something else
                 setattr(module, name, backend.pack(child))
                 count += 1
+                if count % _LAYERS_A_TIME == 0:
+                    give_back_freed_memory()
     logger.info("%d linear layers are computed by the %s backend", count, backend.name)
     return count

@@ -40,6 +40,25 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _MOST)
 
 
+def give_back_freed_memory() -> None:
+    """Return to the system what was freed between things that are still in use.
+
+    glibc does so by itself at the end of its heap alone. Elsewhere nothing is done.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def use_huge_pages() -> None:
+    """Let torch ask the system for huge pages for what is 2 MiB and more, unless told otherwise.
+
+    Weights take hundreds of thousands of the usual pages of 4 KiB: to get them takes longer than
+    to fill them, and to read them at every step needs as many look-ups.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's own, read when it first allocates
+
+
 def _kernel_available(root: Path) -> int:
     try:
         fields = _key_values(root / "proc/meminfo")
