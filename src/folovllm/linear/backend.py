@@ -48,7 +48,7 @@ BACKENDS: tuple[LinearBackend, ...] = (OneDnnBackend(), PlainBackend())
 """In the order in which they are tried."""
 
 
-_LAYERS_A_TIME = 8  # between which freed weights are given back
+_LAYERS_A_TIME = 32  # between which freed weights are given back
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> LinearBackend:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections that a module applies to one and the same input, as transformers names them."""
 
-_GROUPS_A_TIME = 4  # between which freed weights are given back
+_GROUPS_A_TIME = 16  # between which freed weights are given back
 
 
 Pack = Callable[[nn.Linear], nn.Module]
