@@ -28,15 +28,17 @@ class DecodeGroup:
         rows: their tokens' places in the batch `[B]`; None when they are the whole batch.
         blocks: their block tables one after another, each padded with block 0, `[B * width]`.
         seq_lens: `[B, 1]`.
+        shortest: the least of them, known on the host.
         padded_len: the tokens that `width` blocks hold.
-        masks: by window, which tokens are seen `[B, 1, 1, padded_len]`; None when all are.
+        masks: by window, which tokens are seen `[B, 1, 1, padded_len]`.
     """
 
     rows: torch.Tensor | None
     blocks: torch.Tensor
     seq_lens: torch.Tensor
+    shortest: int
     padded_len: int
-    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -140,17 +142,22 @@ def _decode_group(layout: BatchLayout, members: list[int], rows: list[int] | Non
         None if rows is None else torch.tensor(rows, device=device),
         torch.from_numpy(table.reshape(-1)).to(device),
         torch.from_numpy(lengths[:, None]).to(device),
+        int(lengths.min()),
         table.shape[1] * layout.block_size,
     )
 
 
 def _decode_mask(group: DecodeGroup, window: int | None) -> torch.Tensor | None:
+    if window is not None and window >= group.padded_len:
+        window = None
+    if window is None and group.shortest == group.padded_len:
+        return None
     if window not in group.masks:
         positions = torch.arange(group.padded_len, device=group.seq_lens.device)
         seen = positions < group.seq_lens
         if window is not None:
             seen &= positions >= group.seq_lens - window
-        group.masks[window] = None if bool(seen.all()) else seen[:, None, None]
+        group.masks[window] = seen[:, None, None]
     return group.masks[window]
 
 
