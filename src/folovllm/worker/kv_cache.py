@@ -1,9 +1,9 @@
 """The tensors of the paged KV cache: how many blocks, made where, and moved how."""
 
 import logging
+import mmap
 from math import prod
 
-import numpy as np
 import torch
 
 from folovllm.attention.backend import LayerCache, LayerSpec
@@ -14,8 +14,6 @@ logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 DEFAULT_CPU_SPACE = 4 * GIB
-
-_ALIGNMENT = 64  # bytes, as torch aligns what it allocates itself
 
 
 class KVCache:
@@ -82,15 +80,14 @@ class KVCache:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros, since padding is read too and must be finite.
 
-    On a CPU from NumPy, which asks the system for pages of zeros and, unlike torch, does not
-    write to them.
+    On a CPU straight from the system, which gives out pages of zeros as they are written to:
+    torch would write all of them at once, and an allocator would, to pages that it had kept.
     """
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     size = prod(shape) * dtype.itemsize
-    memory = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _copy(

@@ -7,6 +7,7 @@ import torch
 
 from folovllm.attention.backend import LayerSpec
 from folovllm.errors import ConfigError
+from folovllm.utils.memory import keep_freed_memory
 from folovllm.worker import kv_cache
 from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
 
@@ -43,6 +44,9 @@ def test_memory_is_taken_when_it_is_written_to():
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
+    keep_freed_memory()  # as an engine does: what was freed must not be taken for it
+    kept = bytearray(b"x") * 2**27
+    del kept
     before = resident()
     made = KVCache(LAYERS[:1], 2**16, 0, 16, torch.bfloat16, torch.device("cpu"))
     pages = made.layers[0].keys
@@ -51,6 +55,8 @@ def test_memory_is_taken_when_it_is_written_to():
     assert resident() - before < 2**23
     pages.fill_(1)
     assert resident() - before > 2**24
+    del made, pages
+    assert resident() - before < 2**23
 
 
 def test_begins_with_zeros():
