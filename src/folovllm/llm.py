@@ -34,12 +34,17 @@ _NOT_NEEDED: Mapping[str, tuple[object, ...]] = {
     "disable_log_stats": (True, False),
     "disable_custom_all_reduce": (True, False),
     "limit_mm_per_prompt": (None,),
+    "download_dir": (None,),
+    "distributed_executor_backend": (None,),
 }
 """vLLM's options that there is nothing to choose for here, with the values that change nothing."""
 
+_OTHER_NAMES = {"scheduling_policy": "policy"}
+"""vLLM's names for options that have another here."""
+
 
 class LLM:
-    """Generates text for many prompts at once.
+    """Generates text for many prompts at once; for one thread, where `LLMEngine` is for several.
 
     Args:
         model: hub id, local folder or `.gguf` file; None takes `FOLOVLLM_MODEL`.
@@ -67,6 +72,9 @@ class LLM:
             if (value := options.pop(name)) not in _NOT_NEEDED[name]:
                 accepted = " or ".join(map(repr, _NOT_NEEDED[name]))
                 raise ConfigError(f"{name}: got {value!r}; FoloVLLM does {accepted} only")
+        for theirs, ours in _OTHER_NAMES.items():
+            if theirs in options:
+                options[ours] = options.pop(theirs)
         if model is not None:
             options["model"] = model
         self._start(EngineConfig.from_options(**options), device)
@@ -88,8 +96,8 @@ class LLM:
         self,
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool | Callable[..., Any] = True,
+        *,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts.
@@ -105,27 +113,25 @@ class LLM:
 
         Returns:
             An output for each prompt, in their order. One that failed on the way has its `error`
-            set.
+            set; what somebody aborts meanwhile has none.
 
         Raises:
             ValueError: a prompt or its parameters cannot be served; nothing was generated.
             EngineDeadError: the engine cannot go on.
         """
         tokenized = self._tokenize(prompts)
-        kind = RequestOutputKind.FINAL_ONLY
-        ids = self._add(tokenized, sampling_params, kind, priority)
-        outputs = {}
-        with _progress(use_tqdm, len(ids)) as show:
-            for output in self._run(ids):
-                outputs[output.request_id] = output
+        outputs = []
+        with _progress(use_tqdm, len(tokenized)) as show:
+            kind = RequestOutputKind.FINAL_ONLY
+            for output in self._run(tokenized, sampling_params, kind, priority):
+                outputs.append(output)
                 show(output)
-        return [outputs[request_id] for request_id in ids if request_id in outputs]
+        return sorted(outputs, key=lambda output: int(output.request_id.partition("-")[0]))
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool | Callable[..., Any] = True,
         **template_options: Any,
     ) -> list[RequestOutput]:
@@ -169,7 +175,7 @@ class LLM:
             ValueError: as `generate`.
         """
         tokenized = self._tokenize(prompts)
-        yield from self._run(self._add(tokenized, sampling_params, RequestOutputKind.DELTA, None))
+        yield from self._run(tokenized, sampling_params, RequestOutputKind.DELTA)
 
     def preprocess_chat(
         self,
@@ -214,7 +220,10 @@ class LLM:
         return self.llm_engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """Return the parameters that the checkpoint's generation config recommends."""
+        """Return the parameters that the checkpoint's generation config recommends.
+
+        As transformers reads it: without `do_sample`, greedy.
+        """
         config = self.llm_engine.generation_config
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         values = {name: getattr(config, name, None) for name in names}
@@ -234,64 +243,59 @@ class LLM:
     def _tokenize(self, prompts: PromptType | Sequence[PromptType]) -> list[TokenizedPrompt]:
         return self.llm_engine.input_processor.tokenize(_as_list(prompts))
 
-    def _add(
+    def _run(
         self,
         prompts: list[TokenizedPrompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
         kind: RequestOutputKind,
-        priority: Sequence[int] | None,
-    ) -> list[str]:
-        """Queue all of them, or, if one cannot be served, none."""
-        if params is None:
-            params = self.get_default_sampling_params()
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        priorities = [0] * len(prompts) if priority is None else list(priority)
-        for name, values in (("sampling_params", each), ("priority", priorities)):
-            if len(values) != len(prompts):
-                raise ValueError(f"{name}: got {len(values)} for {len(prompts)} prompts")
-        ids: list[str] = []
-        try:
-            for place, prompt in enumerate(prompts):
-                check_type(
-                    f"sampling_params[{place}]", each[place], SamplingParams, "a SamplingParams"
-                )
-                request_id = f"{place}-{self._num_requests}"
-                self._num_requests += 1
-                self.llm_engine.add_request(
-                    request_id,
-                    prompt,
-                    replace(each[place], output_kind=kind),
-                    priority=priorities[place],
-                )
-                ids.append(request_id)
-        except BaseException as error:  # Ctrl-C too: to add thousands takes a while
-            self.llm_engine.abort_request(ids)
-            if isinstance(error, ValueError) and len(prompts) > 1:
-                raise ValueError(f"prompts[{place}]: {error}") from error
-            raise
-        return ids
+        priority: Sequence[int] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Queue all prompts, or none if one cannot be served, and step until all are finished.
 
-    def _run(self, ids: list[str]) -> Iterator[RequestOutput]:
-        """Step until these requests are finished; their outputs as they come.
-
-        Several may run at once, each stepping for all: what comes out for another is kept for it.
+        Several of these may go on at once, each stepping for all: what comes out for another is
+        kept for it. However this one ends, nothing of it is left in the engine.
         """
         engine = self.llm_engine
         inbox: deque[RequestOutput] = deque()
-        self._inboxes.update(dict.fromkeys(ids, inbox))
+        ids: list[str] = []
         try:
-            while inbox or any(request_id in self._inboxes for request_id in ids):
+            for place, (prompt, own, rank) in enumerate(self._pair(prompts, params, priority)):
+                self._num_requests += 1
+                ids.append(f"{place}-{self._num_requests}")
+                self._inboxes[ids[-1]] = inbox
+                with _naming(f"prompts[{place}]" if len(prompts) > 1 else ""):
+                    check_type("sampling_params", own, SamplingParams, "a SamplingParams")
+                    own = replace(own, output_kind=kind)  # noqa: PLW2901 - the caller's is shared
+                    engine.add_request(ids[-1], prompt, own, priority=rank)
+            num_left = len(ids)
+            while num_left and (inbox or engine.has_unfinished_requests()):
                 if inbox:
-                    yield inbox.popleft()
-                elif engine.has_unfinished_requests():
-                    self._step()
+                    output = inbox.popleft()
+                    num_left -= output.finished
+                    yield output
                 else:
-                    break  # somebody else has aborted them
+                    self._step()
         finally:
             left = [request_id for request_id in ids if request_id in self._inboxes]
             engine.abort_request(left)
             for request_id in left:
                 del self._inboxes[request_id]
+
+    def _pair(
+        self,
+        prompts: list[TokenizedPrompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Sequence[int] | None,
+    ) -> Iterator[tuple[TokenizedPrompt, SamplingParams, int]]:
+        """Each prompt with its parameters and its priority."""
+        if params is None:
+            params = self.get_default_sampling_params()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        ranks = [0] * len(prompts) if priority is None else list(priority)
+        for name, count in (("sampling_params", len(each)), ("priority", len(ranks))):
+            if count != len(prompts):
+                raise ValueError(f"{name}: got {count} for {len(prompts)} prompts")
+        return zip(prompts, each, ranks, strict=True)
 
     def _step(self) -> None:
         for output in self.llm_engine.step():
@@ -300,6 +304,17 @@ class LLM:
                 inbox.append(output)
                 if output.finished:
                     del self._inboxes[output.request_id]
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Begin the message of a `ValueError` with where it is."""
+    try:
+        yield
+    except ValueError as error:
+        if where:
+            raise ValueError(f"{where}: {error}") from error
+        raise
 
 
 def _as_list(prompts: PromptType | Sequence[PromptType]) -> list[PromptType]:

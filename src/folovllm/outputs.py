@@ -66,6 +66,7 @@ class RequestMetrics:
         last_token_time: its newest token was there.
         finished_time: nothing more will be generated.
         num_generation_tokens: tokens generated so far, of all its sequences.
+        num_sequences: how many there are, all in progress at once.
         num_preemptions: how often one of its sequences lost its place for a while.
     """
 
@@ -76,6 +77,7 @@ class RequestMetrics:
     finished_time: float | None = None
     num_generation_tokens: int = 0
     num_preemptions: int = 0
+    num_sequences: int = 1
 
     @property
     def time_in_queue(self) -> float | None:
@@ -89,10 +91,10 @@ class RequestMetrics:
 
     @property
     def time_per_output_token(self) -> float | None:
-        """Seconds a token after the first; None before there are two."""
+        """Seconds from token to token in one sequence, on average; None before there are two."""
         decode = _between(self.first_token_time, self.last_token_time)
-        more = self.num_generation_tokens - 1
-        return decode / more if decode is not None and more > 0 else None
+        more = self.num_generation_tokens - self.num_sequences
+        return decode * self.num_sequences / more if decode is not None and more > 0 else None
 
 
 def _between(start: float | None, end: float | None) -> float | None:

@@ -181,7 +181,7 @@ def test_all_or_nothing(llm, nothing_left):
         llm.generate(good, params(), use_tqdm=False, priority=[1])
     with pytest.raises(ValueError, match="priority"):
         llm.generate(good[:1], params(), use_tqdm=False, priority=["high"])
-    with pytest.raises(ValueError, match=r"sampling_params\[1\]"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]: sampling_params"):
         llm.generate(good[:2], [params(), {"n": 1}], use_tqdm=False)
     assert llm.stats()["steps"] == steps
     nothing_left(llm)

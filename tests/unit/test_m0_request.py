@@ -321,6 +321,10 @@ class TestRequestMetrics:
         assert metrics.time_to_first_token == 1.0
         assert metrics.time_per_output_token == 1.0
 
+    def test_several_sequences_get_their_tokens_at_once(self):
+        metrics = RequestMetrics(1.0, 1.5, 2.0, 5.0, num_generation_tokens=8, num_sequences=2)
+        assert metrics.time_per_output_token == 1.0
+
 
 class TestRequestOutput:
     def test_defaults(self):

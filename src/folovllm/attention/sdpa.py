@@ -226,6 +226,10 @@ def _attend(
     """Attention of `[B, heads, t, size]` to `[B, kv_heads, length, size]`."""
     if options.softcap is not None or options.sinks is not None:
         return _attend_by_parts(query, key, value, mask, options, causal=causal)
+    if query.is_cuda and mask is not None and query.shape[1] != key.shape[1]:
+        # With a mask, the kernel that does not write all scores down knows no shared heads.
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     return F.scaled_dot_product_attention(
         query,
         key,

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 from folovllm.request import Sequence
 
-Key = tuple[int, int, int]
-"""Priority (0 unless the policy is "priority"), arrival and place in the request; unique."""
+Key = tuple[int, float, int, int]
+"""Priority and arrival time (zeros unless the policy is "priority"), then the order in which
+requests came to the engine and the place in the request; unique."""
 
 
 class RequestQueue:

@@ -59,8 +59,6 @@ class Scheduler:
         max_num_batched_tokens: most tokens of a step.
         eos_token_id: the tokenizer's end-of-sequence id.
         extra_eos_token_ids: the generation config's ids that end a sequence.
-        swap_min_tokens: sequences with fewer computed tokens are not swapped: to compute them
-            again is cheaper.
 
     Attributes:
         num_preemptions: how often a running sequence gave up its blocks.
@@ -78,7 +76,6 @@ class Scheduler:
         max_num_batched_tokens: int,
         eos_token_id: int | None = None,
         extra_eos_token_ids: Iterable[int] = (),
-        swap_min_tokens: int = 0,
     ) -> None:
         """Make a scheduler with nothing to do."""
         if not config.enable_chunked_prefill and max_num_batched_tokens < max_model_len:
@@ -93,7 +90,6 @@ class Scheduler:
         self._max_num_seqs = config.max_num_seqs
         self._max_num_tokens = max_num_batched_tokens
         self._max_model_len = max_model_len
-        self._swap_min_tokens = swap_min_tokens
         self._cache = cache
         self._stop_rules = StopRules(max_model_len, eos_token_id, extra_eos_token_ids)
         self._requests: dict[str, Request] = {}
@@ -151,8 +147,8 @@ class Scheduler:
         self._num_arrivals += 1
         first, *others = request.sequences.values()
         for index, seq in enumerate((first, *others)):
-            priority = request.priority if self._by_priority else 0
-            self._keys[seq] = (priority, self._num_arrivals, index)
+            urgency = (request.priority, request.arrival_time) if self._by_priority else (0, 0.0)
+            self._keys[seq] = (*urgency, self._num_arrivals, index)
         if others:
             self._siblings[first] = others
         self._waiting.add(first)
@@ -339,7 +335,7 @@ class Scheduler:
         """Take a sequence's blocks, which is out of its queue already."""
         self.num_preemptions += 1
         seq.num_preemptions += 1
-        if seq.num_computed_tokens >= self._swap_min_tokens and self._cache.swap_out(seq):
+        if self._cache.swap_out(seq):
             seq.status = SequenceStatus.SWAPPED
             self._swapped.add(seq)
             self._note_status(self._requests[seq.request_id])

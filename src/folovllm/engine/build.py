@@ -126,7 +126,13 @@ def _count_blocks(
     block_bytes = bytes_per_block(model.layers, cache.block_size, model.dtype)
     host_blocks = 0
     if model.device.type == "cuda":
-        profile = profile_gpu(model, budget, cache.gpu_memory_utilization)
+        profile = profile_gpu(
+            model,
+            budget,
+            config.scheduler_config.max_num_seqs,
+            max_model_len,
+            cache.gpu_memory_utilization,
+        )
         size = profile.cache_bytes
         if profile.swapping_pays(block_bytes / cache.block_size):
             host_blocks = int(cache.swap_space * GIB) // block_bytes

@@ -130,22 +130,29 @@ class LLMEngine:
         """
         with self._step_lock:
             started = time.perf_counter()
-            with self._bookkeeping():
-                plan = self.scheduler.schedule()
-                self._executing = bool(plan.scheduled)
-            if not plan.scheduled:
-                return []
+            plan = None
             try:
-                result = self.runner.execute(plan)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it ends these requests
                 with self._bookkeeping():
-                    return self._give_up(plan, error)
+                    plan = self.scheduler.schedule()
+                    self._executing = bool(plan.scheduled)
+                if not plan.scheduled:
+                    return []
+                result = self._execute(plan)
+                with self._bookkeeping():
+                    if isinstance(result, Exception):
+                        return self._give_up(plan, result)
+                    return self._finish_step(plan, result, started)
             except BaseException:  # Ctrl-C: nobody will ask for these outputs
-                with self._bookkeeping():
-                    self._give_up(plan, "interrupted")
+                if plan is not None and self._executing and self._dead is None:
+                    with self._bookkeeping():
+                        self._give_up(plan, "interrupted")
                 raise
-            with self._bookkeeping():
-                return self._finish_step(plan, result, started)
+
+    def _execute(self, plan: SchedulerOutput) -> "StepResult | Exception":
+        try:
+            return self.runner.execute(plan)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends these requests
+            return error
 
     def stats(self) -> dict[str, Any]:
         """Return what was done so far and how long it took, in plain types and seconds."""

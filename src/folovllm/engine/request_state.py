@@ -121,7 +121,7 @@ class RequestState:
         self._selects = params.best_of > params.n
         self.streams = params.output_kind is not RequestOutputKind.FINAL_ONLY and not self._selects
         self._delta = self.streams and params.output_kind is RequestOutputKind.DELTA
-        self.metrics = RequestMetrics(arrival_time=now)
+        self.metrics = RequestMetrics(arrival_time=now, num_sequences=params.best_of)
         self._prompt_logprobs: list[Logprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )

@@ -30,7 +30,7 @@ def paged_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 - transformers passes it
+    attention_mask: torch.Tensor | None,
     *,
     attention_step: "AttentionStep | LayerRecorder",
     scaling: float | None = None,
@@ -43,9 +43,18 @@ def paged_attention(
 
     Returns:
         `[1, T, num_heads, value_size]`, and no attention weights.
+
+    Raises:
+        ModelLoadError: the model makes a mask of its own, which cannot be followed over blocks.
     """
+    if attention_mask is not None:
+        raise ModelLoadError(
+            f"{type(module).__name__} cannot be served: it attends through a mask of its own"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    options = AttentionOptions(scale, sliding_window, softcap, s_aux)
+    # Some families keep the window in the layer and hand it on in a mask alone.
+    window = getattr(module, "sliding_window", None) if sliding_window is None else sliding_window
+    options = AttentionOptions(scale, window, softcap, s_aux)
     layer: Any = module.layer_idx
     return attention_step.attend(layer, query, key, value, options), None
 
@@ -132,7 +141,17 @@ class PagedModel:
                 "have attention of their own; FoloVLLM serves models whose layers all attend "
                 "through transformers' attention interface"
             )
+        self._check_windows(recorder.windows)
         return [layers[i] for i in range(count)]
+
+    def _check_windows(self, windows: dict[int, int | None]) -> None:
+        """Refuse a model that expresses a layer's window by nothing but a mask."""
+        expected = _windowed_layers(self.model.config.get_text_config(), len(windows))
+        if unseen := [layer for layer in expected if windows[layer] is None]:
+            raise ModelLoadError(
+                f"{_name(self.model)} cannot be served: by its configuration the layers {unseen} "
+                "see a part of the text, and transformers says so in a mask alone"
+            )
 
 
 class LayerRecorder:
@@ -141,6 +160,7 @@ class LayerRecorder:
     def __init__(self) -> None:
         """Nothing seen yet."""
         self.layers: dict[int, LayerSpec] = {}
+        self.windows: dict[int, int | None] = {}
 
     def attend(
         self,
@@ -148,9 +168,10 @@ class LayerRecorder:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        options: AttentionOptions,  # noqa: ARG002 - an AttentionStep takes it
+        options: AttentionOptions,
     ) -> torch.Tensor:
         """Note the shapes and attend to nothing; shapes as in `AttentionBackend.attend`."""
+        self.windows[layer] = options.window
         self.layers[layer] = LayerSpec(key.shape[1], key.shape[-1], value.shape[-1])
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
 
@@ -164,11 +185,10 @@ def _check_servable(model: "PreTrainedModel") -> None:
     config: Any = model.config
     text = config.get_text_config()
     reason = ""
-    if not model._supports_attention_backend:  # noqa: SLF001 - what transformers offers to ask
-        if model._is_stateful:  # noqa: SLF001
-            reason = f"some of its layers keep {_STATE}"
-        else:
-            reason = "transformers runs its attention in code of its own, which cannot be replaced"
+    if model._is_stateful:  # noqa: SLF001 - what transformers offers to ask
+        reason = f"some of its layers keep {_STATE}"
+    elif not model._supports_attention_backend:  # noqa: SLF001
+        reason = "transformers runs its attention in code of its own, which cannot be replaced"
     elif any(getattr(module, "is_causal", None) is False for module in model.modules()):
         reason = "its tokens attend to those after them"
     elif getattr(text, "num_kv_shared_layers", 0):
@@ -177,6 +197,17 @@ def _check_servable(model: "PreTrainedModel") -> None:
         reason = why
     if reason:
         raise ModelLoadError(f"{_name(model)} cannot be served: {reason}")
+
+
+def _windowed_layers(config: Any, count: int) -> list[int]:
+    """The layers that by the configuration do not see all of the text."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        partial = {"sliding_attention", "chunked_attention"}
+        return [layer for layer, kind in enumerate(kinds) if kind in partial]
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", True)
+    return list(range(count)) if window and used else []
 
 
 def _rope_by_length(config: Any) -> str | None:

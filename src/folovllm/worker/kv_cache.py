@@ -60,15 +60,19 @@ class KVCache:
 
     def swap_out(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (device, host) to host memory."""
-        _copy(self.layers, self.host_layers, moves)
+        _swap(self.layers, self.host_layers, moves)
 
     def swap_in(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (host, device) back to the device."""
-        _copy(self.host_layers, self.layers, moves)
+        _swap(self.host_layers, self.layers, moves)
 
     def copy(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (source, target) on the device."""
-        _copy(self.layers, self.layers, moves)
+        if moves:
+            sources, targets = torch.tensor(moves).T
+            for layer in self.layers:
+                for pages in layer:
+                    pages[targets.to(pages.device)] = pages[sources.to(pages.device)]
 
     def clear(self, block_ids: list[int]) -> None:
         """Write zeros: what is not finite in a block would spoil whoever gets it next."""
@@ -90,16 +94,14 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def _copy(
+def _swap(
     sources: list[LayerCache], targets: list[LayerCache], moves: tuple[tuple[int, int], ...]
 ) -> None:
-    if not moves:
-        return
-    from_ids, to_ids = torch.tensor(moves).T
-    for source, target in zip(sources, targets, strict=True):
-        for pages, new_pages in zip(source, target, strict=True):
-            picked = pages[from_ids.to(pages.device)].to(new_pages.device)
-            new_pages[to_ids.to(new_pages.device)] = picked
+    """Block by block, from pinned memory or to it: nothing waits for these copies but the step."""
+    for layer, new_layer in zip(sources, targets, strict=True):
+        for pages, new_pages in zip(layer, new_layer, strict=True):
+            for source, target in moves:
+                new_pages[target].copy_(pages[source], non_blocking=True)
 
 
 def bytes_per_block(layers: list[LayerSpec], block_size: int, dtype: torch.dtype) -> int:

@@ -30,20 +30,26 @@ class Profile:
 
 
 @torch.inference_mode()
-def profile_gpu(model: PagedModel, num_tokens: int, utilization: float) -> Profile:
+def profile_gpu(
+    model: PagedModel, num_tokens: int, num_seqs: int, max_model_len: int, utilization: float
+) -> Profile:
     """Run the largest step and see what is left.
 
     Args:
         model: on a CUDA device.
         num_tokens: the most tokens of a step.
+        num_seqs: the most sequences of a step, for which logits are wanted and sorted.
+        max_model_len: tokens of the longest sequence, beyond which there may be no positions.
         utilization: the share of the device's memory that may be used by all that runs on it.
     """
     device = model.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
-    _step(model, num_tokens)  # the first run loads kernels, and is not timed
+    positions = torch.arange(num_tokens, device=device) % max_model_len
+    rows = torch.arange(min(num_seqs, num_tokens), device=device)
+    _step(model, positions, rows)  # the first run loads kernels, and is not timed
     start = time.perf_counter()
-    _step(model, num_tokens)
+    _step(model, positions, rows)
     seconds = (time.perf_counter() - start) / num_tokens
     activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     torch.cuda.empty_cache()
@@ -52,10 +58,9 @@ def profile_gpu(model: PagedModel, num_tokens: int, utilization: float) -> Profi
     return Profile(cache_bytes, seconds, _copy_bandwidth(device))
 
 
-def _step(model: PagedModel, num_tokens: int) -> None:
-    ids = torch.zeros(num_tokens, dtype=torch.int64, device=model.device)
-    positions = torch.arange(num_tokens, device=model.device)
-    model.forward(ids, positions, LayerRecorder(), positions[-1:])
+def _step(model: PagedModel, positions: torch.Tensor, rows: torch.Tensor) -> None:
+    logits = model.forward(torch.zeros_like(positions), positions, LayerRecorder(), rows)
+    logits.float().sort()  # what the sampler takes most memory for
     torch.cuda.synchronize(model.device)
 
 

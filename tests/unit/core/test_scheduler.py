@@ -384,13 +384,6 @@ class TestPreemption:
         assert second.status is WAITING
         w.run()
 
-    @pytest.mark.parametrize(("minimum", "status"), [(8, SWAPPED), (9, WAITING)])
-    def test_swaps_only_what_is_long_enough(self, world, minimum, status):
-        w, _, second = self.fill(world, host_blocks=9, swap_min_tokens=minimum)
-        w.step()
-        assert second.status is status
-        w.run()
-
     @pytest.mark.parametrize("host_blocks", [0, 30])
     @pytest.mark.parametrize("policy", ["fcfs", "priority"])
     def test_everybodys_turn_comes(self, world, host_blocks, policy):

@@ -96,4 +96,4 @@ def test_blocks_on_a_gpu(monkeypatch, bandwidth, swap_space, host_blocks):
     monkeypatch.setattr(build, "profile_gpu", profile)
     options = config(gpu_memory_utilization=0.7, swap_space=swap_space)
     assert build._count_blocks(options, GPU_MODEL, 4096, 8192) == (50, host_blocks)
-    assert asked == [(GPU_MODEL, 8192, 0.7)]
+    assert asked == [(GPU_MODEL, 8192, 256, 4096, 0.7)]

@@ -1,5 +1,7 @@
 """The seam to transformers' models."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -10,6 +12,7 @@ from folovllm.models.hf_adapter import (
     LayerRecorder,
     PagedModel,
     _rope_by_length,
+    _windowed_layers,
     paged_attention,
 )
 
@@ -147,3 +150,25 @@ def test_positions_by_length(rope, refused):
     config = AutoConfig.for_model("llama", **SMALL)
     config.rope_parameters = rope
     assert (_rope_by_length(config) is not None) is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, [1]),
+        ({"layer_types": ["chunked_attention", "full_attention"]}, [0]),
+        ({"layer_types": ["full_attention"] * 2, "sliding_window": 8}, []),
+        ({"sliding_window": 8}, [0, 1]),
+        ({"sliding_window": None}, []),
+        ({"sliding_window": 8, "use_sliding_window": False}, []),
+        ({}, []),
+    ],
+)
+def test_which_layers_see_a_part_of_the_text(options, layers):
+    assert _windowed_layers(SimpleNamespace(**options), 2) == layers
+
+
+def test_a_mask_of_the_models_own_is_refused():
+    x = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ModelLoadError, match=r"Linear cannot be served.* a mask of its own"):
+        paged_attention(torch.nn.Linear(1, 1), x, x, x, torch.ones(2, 2), attention_step=None)

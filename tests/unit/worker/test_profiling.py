@@ -31,7 +31,8 @@ class Cuda:
 
     def run(self, ids, positions, recorder, rows):
         self.in_run = self.peak
-        self.steps.append((len(ids), positions.tolist() == [*range(len(ids))], rows.tolist()))
+        self.steps.append((len(ids), positions.tolist(), rows.tolist()))
+        return torch.zeros(len(rows), 5)
 
     def memory_allocated(self, device):
         return 16 * GIB
@@ -55,12 +56,12 @@ def test_what_is_left_for_the_cache(monkeypatch, others, peak, utilization, left
     monkeypatch.setattr(profiling.torch, "cuda", cuda)
     monkeypatch.setattr(profiling, "_copy_bandwidth", lambda device: 1e9)
     model = SimpleNamespace(device=torch.device("cpu"), forward=cuda.run)
-    profile = profile_gpu(model, 24, utilization)
+    profile = profile_gpu(model, 24, 3, 10, utilization)
     assert profile.cache_bytes == left * GIB
     assert profile.seconds_a_token > 0
     assert profile.copy_bandwidth == 1e9
-    # The largest step twice, of which one token's logits are wanted.
-    assert cuda.steps == [(24, True, [23])] * 2
+    # The largest step twice, at positions that the model has, with logits for every sequence.
+    assert cuda.steps == [(24, [i % 10 for i in range(24)], [0, 1, 2])] * 2
 
 
 def test_the_peak_of_what_was_before_does_not_count(monkeypatch):
@@ -69,4 +70,4 @@ def test_the_peak_of_what_was_before_does_not_count(monkeypatch):
     monkeypatch.setattr(profiling.torch, "cuda", cuda)
     monkeypatch.setattr(profiling, "_copy_bandwidth", lambda device: 1e9)
     model = SimpleNamespace(device=torch.device("cpu"), forward=cuda.run)
-    assert profile_gpu(model, 8, 1.0).cache_bytes == 64 * GIB
+    assert profile_gpu(model, 8, 8, 8, 1.0).cache_bytes == 64 * GIB
