@@ -132,6 +132,22 @@ def test_ctrl_c(make_llm, monkeypatch):
     assert tokens_of(llm) == expected
 
 
+def test_ctrl_c_between_the_plan_and_its_execution(make_llm, monkeypatch):
+    """What was planned was made findable, and must not be found: it was never computed."""
+    expected = tokens_of(make_llm())
+    llm = make_llm()
+
+    def interrupted(plan):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.llm_engine, "_execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert tokens_of(llm) == expected
+
+
 def test_ctrl_c_while_requests_are_added(make_llm, monkeypatch):
     llm = make_llm()
     process, calls = llm.llm_engine.input_processor.process, []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from folovllm import SamplingParams
+from folovllm import ModelLoadError, SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,6 +69,22 @@ def test_every_familys_probabilities(served_family, make_llm, tiny_folder):
         ours = out.prompt_logprobs[1:] + completion.logprobs
         table = torch.tensor([[row[i].logprob for i in range(len(row))] for row in ours])
         torch.testing.assert_close(table, logits.log_softmax(-1), atol=2e-4, rtol=2e-4)
+
+
+def test_a_window_that_the_layers_keep_to_themselves(make_llm, tiny_folder):
+    """Transformers hands this family's window on in a mask, of which we get none."""
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    prompts = make_prompts()
+    expected = generate_with_transformers(tiny_folder("qwen2_moe", **window), prompts)
+    outputs = make_llm("qwen2_moe", model=window).generate(prompts, GREEDY, use_tqdm=False)
+    assert [out.outputs[0].token_ids for out in outputs] == expected
+    without = make_llm("qwen2_moe").generate(prompts, GREEDY, use_tqdm=False)
+    assert [out.outputs[0].token_ids for out in without] != expected
+
+
+def test_a_window_said_by_a_mask_alone_is_refused(make_llm):
+    with pytest.raises(ModelLoadError, match=r"phimoe.* layers \[0, 1\] see a part of the text"):
+        make_llm("phimoe", model={"num_local_experts": 4, "sliding_window": 8})
 
 
 def test_up_to_the_models_length(make_llm, tiny_folder):

@@ -44,6 +44,7 @@ llm = LLM(
     tokenizer="MODEL",
     tokenizer_mode="auto",
     tensor_parallel_size=1,
+    scheduling_policy="fcfs",
     pipeline_parallel_size=1,
     enforce_eager=True,
     gpu_memory_utilization=0.5,

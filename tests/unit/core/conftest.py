@@ -67,12 +67,13 @@ class World:
         self.outputs: dict = {}
         self.batch: list = []
 
-    def add(self, prompt, request_id=None, *, priority=0, **params) -> Request:
+    def add(self, prompt, request_id=None, *, priority=0, arrival_time=0.0, **params) -> Request:
         request = Request(
             request_id or f"r{len(self.requests)}",
             None,
             list(prompt),
             SamplingParams(**params),
+            arrival_time=arrival_time,
             priority=priority,
         )
         self.scheduler.add_request(request)

@@ -539,3 +539,11 @@ class TestFail:
         w.fail(w.schedule())
         assert second.status is SWAPPED
         w.run()
+
+
+def test_equal_priorities_run_by_the_time_they_say_they_came(world):
+    w = world(policy="priority", max_num_seqs=1)
+    w.add([1, 2], "late", priority=1, arrival_time=20.0)
+    w.add([3, 4], "early", priority=1, arrival_time=10.0)
+    assert [entry.seq.request_id for entry in w.step().scheduled] == ["early"]
+    w.run()
