@@ -419,3 +419,36 @@ def test_little_is_imported_before_ctrl_c_can_be_caught():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split() == ["folovllm", "folovllm.cli", "folovllm.cli.main"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [("KeyboardInterrupt", 130, "folovllm: interrupted\n"), ("ValueError", 0, "Exception ignored")],
+)
+def test_ctrl_c_where_python_cannot_raise_it(error, code, message):
+    """Python would print a traceback and go on."""
+    program = f"""
+import sys, weakref
+from folovllm.cli import main as module
+
+class Thing:
+    pass
+
+def callback(_):
+    raise {error}
+
+def run(argv):
+    thing = Thing()
+    reference = weakref.ref(thing, callback)
+    print("before")
+    del thing
+    return 0
+
+module._main = run
+sys.exit(module.main([]))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == code
+    assert run.stdout == "before\n"
+    assert run.stderr.startswith(message)
+    assert ("Traceback" in run.stderr) == (code == 0)

@@ -18,10 +18,28 @@ INTERRUPTED = 130
 
 def main(argv: "Sequence[str] | None" = None) -> int:
     """Run the command line and return its exit code; a user's error never shows a traceback."""
+    before, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     try:
         return _main(argv)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
+    finally:
+        sys.unraisablehook = before
+
+
+def _end_if_interrupted(unraisable: "sys.UnraisableHookArgs") -> None:
+    """End at once when Ctrl-C came where Python cannot raise it and would go on.
+
+    That is in callbacks, such as those that the import system has for its locks.
+    """
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    import os
+
+    _fail("interrupted", INTERRUPTED)
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def _main(argv: "Sequence[str] | None") -> int:
