@@ -1,6 +1,5 @@
 """The tensors of the paged KV cache: how many blocks, made where, and moved how."""
 
-import logging
 import mmap
 from math import prod
 
@@ -9,8 +8,6 @@ import torch
 from folovllm.attention.backend import LayerCache, LayerSpec
 from folovllm.errors import ConfigError
 from folovllm.utils.memory import available_memory
-
-logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 DEFAULT_CPU_SPACE = 4 * GIB
