@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 import folovllm
 from benchmarks.sampling import CLOCK, Say, hand_over
 from folovllm import LLM, SamplingParams
-from folovllm.linear.backend import choose_backend
+from folovllm.diagnostics.limits import Limits, measure_limits
 
 WAYS = ("folovllm", "transformers")
 
@@ -79,19 +79,6 @@ WORKLOADS: dict[str, Callable[[random.Random], Workload]] = {
     "batch": batch,
     "prefix": prefix,
 }
-
-
-@dataclass
-class Limits:
-    """What the machine can do, measured.
-
-    Attributes:
-        bandwidth: bytes read a second.
-        rate: floating-point operations of a matrix product a second.
-    """
-
-    bandwidth: float
-    rate: float
 
 
 @dataclass
@@ -155,28 +142,6 @@ def model_parameters(llm: LLM) -> int:
     return int(model.num_parameters())
 
 
-def best_of(count: int, work: Callable[[], object]) -> float:
-    """The shortest of some runs, in seconds."""
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-@torch.inference_mode()
-def measure_limits(dtype: torch.dtype) -> Limits:
-    """Read a large tensor; multiply as a long prompt does."""
-    numbers = torch.ones(1 << 28, dtype=torch.float32)
-    seconds = best_of(5, numbers.sum)
-    linear = torch.nn.Linear(2048, 2048, bias=False, dtype=dtype)
-    packed = choose_backend(torch.device("cpu"), dtype).pack(linear)
-    rows = torch.randn(1024, 2048, dtype=dtype)
-    product = best_of(10, lambda: packed(rows))
-    return Limits(numbers.numel() * 4 / seconds, 2 * 1024 * 2048 * 2048 / product)
-
-
 @pytest.fixture(scope="session")
 def model_path() -> str:
     """FOLOVLLM_MODEL, else the default model."""
@@ -197,7 +162,7 @@ def samples(
     torch.set_num_threads(threads)
     theirs: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype).eval()
     llm = LLM(model_path, dtype=str(dtype).removeprefix("torch."), device="cpu")
-    limits = measure_limits(dtype)
+    limits = measure_limits(torch.device("cpu"), dtype)
     floor = Floor(llm, limits)
     ways: dict[str, Callable[[Workload], int]] = {
         "folovllm": lambda workload: run_ours(llm, workload),

@@ -76,6 +76,12 @@ class ModelConfig(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(
         0, description="Seed of the random generators"
     )
+    attention_backend: Literal["flash", "triton", "sdpa"] | None = Field(
+        None,
+        description="What computes attention: `flash`, `triton` or `sdpa`; unset, what suits the "
+        "device",
+    )
+    enforce_eager: bool = Field(False, description="Never replay a step as a captured CUDA graph")
     revision: NonEmptyStr | None = Field(None, description="Branch, tag or commit of a hub model")
     hf_token: SecretStr | None = Field(None, description="Access token for gated hub models")
 

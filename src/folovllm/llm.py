@@ -30,7 +30,6 @@ _NOT_NEEDED: Mapping[str, tuple[object, ...]] = {
     "kv_cache_dtype": ("auto",),
     "skip_tokenizer_init": (False,),
     "cpu_offload_gb": (0,),
-    "enforce_eager": (True, False),
     "disable_log_stats": (True, False),
     "disable_custom_all_reduce": (True, False),
     "limit_mm_per_prompt": (None,),

@@ -63,6 +63,8 @@ DEFAULTS = {
         "dtype": "auto",
         "max_model_len": None,
         "seed": 0,
+        "attention_backend": None,
+        "enforce_eager": False,
         "revision": None,
         "hf_token": None,
     },

@@ -71,10 +71,49 @@ class AttentionOptions:
     sinks: torch.Tensor | None = None
 
 
+class LayerAttention(NamedTuple):
+    """How a layer of a model attends."""
+
+    spec: LayerSpec
+    num_heads: int
+    options: AttentionOptions
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionNeeds:
+    """What a model on a device asks of a backend.
+
+    Attributes:
+        device: where it runs.
+        dtype: of its queries, keys and values.
+        layers: how each of them attends.
+        block_size: tokens in a block of the cache; None leaves that to the backend.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    layers: tuple[LayerAttention, ...]
+    block_size: int | None
+
+
 class AttentionBackend(Protocol):
-    """What a backend must be able to do."""
+    """What a backend must be able to do.
+
+    Attributes:
+        name: what it is chosen by.
+        block_size: tokens in a block of the cache where nobody asked for another number.
+        captures: whether steps of decoding can be captured as CUDA graphs: `build` returns
+            `PagedMetadata`, and `attend` looks at nothing of it but tensors' addresses and the
+            two host numbers, which only have to be large enough.
+    """
 
     name: str
+    block_size: int
+    captures: bool
+
+    def refusal(self, needs: AttentionNeeds) -> str | None:
+        """Why it cannot serve, with what would help, as the end of a sentence; None: it can."""
+        ...
 
     def build(self, layout: BatchLayout) -> Any:
         """Prepare, once a step, what all layers share."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
 from folovllm.attention.backend import (
+    AttentionNeeds,
     AttentionOptions,
     BatchLayout,
     LayerCache,
@@ -73,6 +74,12 @@ class SdpaBackend:
     """Gathers pages and calls `scaled_dot_product_attention`."""
 
     name = "sdpa"
+    block_size = 16
+    captures = False  # its pages are gathered in tensors of another shape every step
+
+    def refusal(self, needs: AttentionNeeds) -> str | None:  # noqa: ARG002 - as others
+        """Nothing is refused."""
+        return None
 
     def build(self, layout: BatchLayout) -> SdpaMetadata:
         """Sort the batch into decoding sequences and longer pieces."""

@@ -4,13 +4,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from folovllm.attention.sdpa import SdpaBackend
+from folovllm.attention.backend import AttentionNeeds
+from folovllm.attention.choice import choose_backend as choose_attention
 from folovllm.config import EngineConfig
 from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.scheduler import Scheduler
 from folovllm.engine.input_processor import InputProcessor
 from folovllm.errors import ConfigError
-from folovllm.linear.backend import choose_backend, pack_linears
+from folovllm.linear.backend import choose_backend as choose_linear, pack_linears
 from folovllm.model_loader import get_model_and_tokenizer
 from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
@@ -60,15 +61,17 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     hf_model, tokenizer = get_model_and_tokenizer(config.model_config, device)
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
-    backend = choose_backend(model.device, model.dtype)
+    needs = _attention_needs(config, model)
+    attention = choose_attention(needs, config.model_config.attention_backend)
+    block_size = needs.block_size or attention.block_size
+    linear = choose_linear(model.device, model.dtype)
     if model.device.type == "cpu":
-        fuse(hf_model, backend.pack)
-    pack_linears(hf_model, backend)
+        fuse(hf_model, linear.pack)
+    pack_linears(hf_model, linear)
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
-    num_blocks, num_host_blocks = _count_blocks(config, model, max_model_len, budget)
-    block_size = config.cache_config.block_size
+    num_blocks, num_host_blocks = _count_blocks(config, model, block_size, max_model_len, budget)
     cache_manager = KVCacheManager(
         num_blocks,
         block_size,
@@ -96,7 +99,7 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     )
     if model.device.type == "cpu":
         keep_freed_memory()  # from here on: what loading freed is better given back
-    runner = ModelRunner(model, cache, SdpaBackend(), sampler, block_size)
+    runner = ModelRunner(model, cache, attention, sampler, block_size)
     return EngineParts(tokenizer, generation_config, processor, cache_manager, scheduler, runner)
 
 
@@ -118,12 +121,18 @@ def batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -
     return max(chosen, max_model_len) if whole_prompts else chosen
 
 
+def _attention_needs(config: EngineConfig, model: PagedModel) -> AttentionNeeds:
+    cache = config.cache_config
+    asked = cache.block_size if "block_size" in cache.model_fields_set else None
+    return AttentionNeeds(model.device, model.dtype, tuple(model.attention), asked)
+
+
 def _count_blocks(
-    config: EngineConfig, model: PagedModel, max_model_len: int, budget: int
+    config: EngineConfig, model: PagedModel, block_size: int, max_model_len: int, budget: int
 ) -> tuple[int, int]:
     """How many blocks the cache has on the device, block 0 included, and on the host."""
     cache = config.cache_config
-    block_bytes = bytes_per_block(model.layers, cache.block_size, model.dtype)
+    block_bytes = bytes_per_block(model.layers, block_size, model.dtype)
     host_blocks = 0
     if model.device.type == "cuda":
         profile = profile_gpu(
@@ -134,24 +143,24 @@ def _count_blocks(
             cache.gpu_memory_utilization,
         )
         size = profile.cache_bytes
-        if profile.swapping_pays(block_bytes / cache.block_size):
+        if profile.swapping_pays(block_bytes / block_size):
             host_blocks = int(cache.swap_space * GIB) // block_bytes
     else:
         size = cpu_cache_bytes(cache.cpu_kvcache_space)
     # More than every sequence at its longest could never be used.
-    longest = -(-max_model_len // cache.block_size)
+    longest = -(-max_model_len // block_size)
     num_blocks = min(size // block_bytes, config.scheduler_config.max_num_seqs * longest + 1)
     num_blocks = cache.num_gpu_blocks_override or num_blocks
     if num_blocks < 2:
         raise ConfigError(
-            f"no room for a KV cache: a block of {cache.block_size} tokens takes "
+            f"no room for a KV cache: a block of {block_size} tokens takes "
             f"{block_bytes / 2**20:.1f} MiB, and {max(0, size) / 2**20:.1f} MiB are left; raise "
             "cpu_kvcache_space (CPU) or gpu_memory_utilization (GPU), or take a smaller model"
         )
     logger.info(
         "KV cache: %d blocks of %d tokens, %.2f GiB: room for %.1f sequences of %d tokens",
         num_blocks,
-        cache.block_size,
+        block_size,
         num_blocks * block_bytes / GIB,
         (num_blocks - 1) / longest,
         max_model_len,

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AttentionInterface
 
-from folovllm.attention.backend import AttentionOptions, AttentionStep, LayerSpec
+from folovllm.attention.backend import (
+    AttentionOptions,
+    AttentionStep,
+    LayerAttention,
+    LayerSpec,
+)
 from folovllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -70,7 +75,7 @@ class PagedModel:
 
     Attributes:
         num_parameters: of the model, counted before its weights are packed.
-        layers: what each attention layer keeps in the cache, in the order of `layer_idx`.
+        attention: how each attention layer attends, in the order of `layer_idx`.
         vocab_size: rows of the input embedding: ids from 0 to one less can be computed.
 
     Raises:
@@ -90,7 +95,12 @@ class PagedModel:
         self.vocab_size: int = embeddings.weight.shape[0]
         parameters = inspect.signature(model.forward).parameters
         self._selects_logits = "logits_to_keep" in parameters
-        self.layers = self._find_layers()
+        self.attention = self._find_layers()
+
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """What each attention layer keeps in the cache."""
+        return [layer.spec for layer in self.attention]
 
     def forward(
         self,
@@ -122,7 +132,7 @@ class PagedModel:
         return logits if self._selects_logits else logits[logit_rows]
 
     @torch.inference_mode()
-    def _find_layers(self) -> list[LayerSpec]:
+    def _find_layers(self) -> list[LayerAttention]:
         recorder = LayerRecorder()
         ids = torch.zeros(2, dtype=torch.long, device=self.device)
         positions = torch.arange(2, device=self.device)
@@ -141,13 +151,13 @@ class PagedModel:
                 "have attention of their own; FoloVLLM serves models whose layers all attend "
                 "through transformers' attention interface"
             )
-        self._check_windows(recorder.windows)
+        self._check_windows(layers)
         return [layers[i] for i in range(count)]
 
-    def _check_windows(self, windows: dict[int, int | None]) -> None:
+    def _check_windows(self, layers: dict[int, LayerAttention]) -> None:
         """Refuse a model that expresses a layer's window by nothing but a mask."""
-        expected = _windowed_layers(self.model.config.get_text_config(), len(windows))
-        if unseen := [layer for layer in expected if windows[layer] is None]:
+        expected = _windowed_layers(self.model.config.get_text_config(), len(layers))
+        if unseen := [layer for layer in expected if layers[layer].options.window is None]:
             raise ModelLoadError(
                 f"{_name(self.model)} cannot be served: by its configuration the layers {unseen} "
                 "see a part of the text, and transformers says so in a mask alone"
@@ -159,8 +169,7 @@ class LayerRecorder:
 
     def __init__(self) -> None:
         """Nothing seen yet."""
-        self.layers: dict[int, LayerSpec] = {}
-        self.windows: dict[int, int | None] = {}
+        self.layers: dict[int, LayerAttention] = {}
 
     def attend(
         self,
@@ -171,8 +180,8 @@ class LayerRecorder:
         options: AttentionOptions,
     ) -> torch.Tensor:
         """Note the shapes and attend to nothing; shapes as in `AttentionBackend.attend`."""
-        self.windows[layer] = options.window
-        self.layers[layer] = LayerSpec(key.shape[1], key.shape[-1], value.shape[-1])
+        spec = LayerSpec(key.shape[1], key.shape[-1], value.shape[-1])
+        self.layers[layer] = LayerAttention(spec, query.shape[1], options)
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
 
 

@@ -70,7 +70,8 @@ def test_this_lock_names_no_place_and_no_torch():
     assert "--index" not in text
     assert "--find-links" not in text
     locked = lockfile.read(LOCK, "3.12.0")
-    assert not [name for name in locked if name.startswith(("torch", "nvidia-", "triton", "cuda-"))]
+    assert not [name for name in locked if name.startswith(("torch", "nvidia-", "cuda-"))]
+    assert locked["triton"] == "3.7.1"  # the one that CUDA builds of this torch demand
 
 
 def test_cut_off_is_the_one_given_else_the_one_recorded(lock):

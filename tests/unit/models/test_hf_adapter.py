@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from folovllm.attention.backend import AttentionOptions, LayerSpec
+from folovllm.attention.backend import AttentionOptions, LayerAttention, LayerSpec
 from folovllm.errors import ModelLoadError
 from folovllm.models.hf_adapter import (
     LayerRecorder,
@@ -99,7 +99,8 @@ def test_a_recorder_stands_in_for_attention():
     output = recorder.attend(7, query, key, value, AttentionOptions(1.0))
     assert output.shape == (1, 3, 4, 5)
     assert not output.any()
-    assert recorder.layers == {7: LayerSpec(2, 8, 5)}
+    expected = LayerAttention(LayerSpec(2, 8, 5), 4, AttentionOptions(1.0))
+    assert recorder.layers == {7: expected}
 
 
 def refuse(model, message):
