@@ -40,6 +40,7 @@ class Report:
     probes: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     installed: dict[str, str] = field(default_factory=dict)
+    accelerators: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, request: Request) -> Report:
@@ -62,6 +63,13 @@ class Report:
         if probe:
             self.probes[name] = step.detail
         print(f"  {name:<12}{self.seconds[name]:7.1f} s  {step.detail}", flush=True)
+
+    def accelerator(self, name: str, outcome: str, why: str = "", **more: Any) -> None:
+        """Note what became of an accelerator; show it with `why` if there is something to say."""
+        self.accelerators.setdefault(name, {}).update(outcome=outcome, **more)
+        if why:
+            self.accelerators[name]["why"] = why
+            print(f"  {name}: {outcome}: {why}", flush=True)
 
     def failed(self, error: BaseException) -> None:
         """Note what ended the set-up."""
