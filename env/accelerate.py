@@ -56,24 +56,34 @@ class Accelerating:
             SetupError: it would change what is installed, or it is skipped and required.
         """
         with self.report.step(f"{wanted.name}?") as step:
-            facts = preflight.look(place, self.workspace.root)
-            why_not = preflight.why_not(wanted, facts)
-            packages, compiles = None, False
-            if why_not is None:
-                packages = self._resolve(wanted, place, facts, compiles=False)
-                compiles = packages is None
-            if compiles:
-                why_not = self._why_not_compile(wanted, facts)
-                if why_not is None:
-                    packages = self._resolve(wanted, place, facts, compiles=True)
-            if packages is None:
-                step.detail = "no"
-                self._skip(wanted, why_not or f"nobody offers {wanted.requirement}")
-                return None
-            candidate = Candidate(wanted, facts, packages, compiles)
-            step.detail = str(candidate)
-        self.report.accelerator(wanted.name, "planned", plan=packages, compile=compiles)
-        return candidate
+            decision = self._decide(wanted, place)
+            skipped = isinstance(decision, str)
+            step.detail = f"skipped: {decision}" if skipped else str(decision)
+        if isinstance(decision, Candidate):
+            plan, compiles = decision.packages, decision.compiles
+            self.report.accelerator(wanted.name, "planned", plan=plan, compile=compiles)
+            return decision
+        self.report.accelerator(wanted.name, "skipped", why=decision)
+        if self.request.require:
+            raise SetupError(f"{wanted.name} is required (--require) and can't be had: {decision}")
+        return None
+
+    def _decide(self, wanted: Inside, place: Path) -> Candidate | str:
+        """Return what can be added, or why nothing can."""
+        facts = preflight.look(place, self.workspace.root)
+        why_not = preflight.why_not(wanted, facts)
+        if why_not:
+            return why_not
+        packages = self._resolve(wanted, place, facts, compiles=False)
+        if packages is not None:
+            return Candidate(wanted, facts, packages, compiles=False)
+        why_not = self._why_not_compile(wanted, facts)
+        if why_not:
+            return why_not
+        packages = self._resolve(wanted, place, facts, compiles=True)
+        if packages is not None:
+            return Candidate(wanted, facts, packages, compiles=True)
+        return f"nobody offers {wanted.requirement}, not even its source"
 
     def add(self, candidate: Candidate, place: Path, record: dict[str, Any]) -> dict[str, Any]:
         """Install and try out what was considered, in the environment at `place`.
@@ -144,11 +154,6 @@ class Accelerating:
             f"A release or a wheel of {wanted.name} that fits these versions can be had from a\n"
             "folder of wheels: PIP_FIND_LINKS=<folder>"
         )
-
-    def _skip(self, wanted: Inside, why: str) -> None:
-        self.report.accelerator(wanted.name, "skipped", why)
-        if self.request.require:
-            raise SetupError(f"{wanted.name} is required (--require) and can't be had: {why}")
 
     def _why_not_compile(self, wanted: Inside, facts: Facts) -> str | None:
         """Say why there being no wheel is the end of it; None if it can be compiled."""

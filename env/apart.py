@@ -58,16 +58,16 @@ def refresh(root: Path, wanted: Apart, plan: Plan, request: Request, report: Rep
     reason = planning.reason_to_build(plan, request, record, workspace)
     where = f".venvs/{wanted.name}"
     if not reason:
-        report.accelerator(wanted.name, "up to date", f"in {where}")
+        report.say(wanted.name, "up to date", f"in {where}")
     elif request.dry_run:
         count = len(lockfile.read(root / wanted.lock, plan.python.version))
         what = f"{count} packages, as locked in {wanted.lock}, and torch ({plan.torch.variant})"
-        report.accelerator(wanted.name, "planned", f"{what} in {where}: {reason}")
+        report.say(wanted.name, "planned", f"{what} in {where}: {reason}")
     else:
         print(f"{wanted.note}\n{TODAY}\nBuilding {where}: {reason}", flush=True)
         _build(workspace, wanted, plan, report)
         use = f"{where}/bin/python, or: source {where}/bin/activate"
-        report.accelerator(wanted.name, "installed", use)
+        report.say(wanted.name, "installed", use)
 
 
 def _build(workspace: Workspace, wanted: Apart, plan: Plan, report: Report) -> None:

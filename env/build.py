@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from env import interpreters, lockfile, process, torch_variant
@@ -59,6 +60,7 @@ class Build:
             SetupError: a step failed.
         """
         self._check_lock()
+        self._check_space()
         self._create()
         choice = self._choose_torch()
         self._install_lock()
@@ -79,6 +81,16 @@ class Build:
         path, python = self.root / self.lock, self.plan.python.version
         self.locked = lockfile.read(path, python)
         lockfile.check_fits(self.locked, self.plan.project.requirements, python, path)
+
+    def _check_space(self) -> None:
+        folder, variant = self.place.parent, self.plan.torch.variant
+        needed, free = torch_variant.NEEDED_SPACE[variant], shutil.disk_usage(folder).free
+        if free < needed:
+            raise SetupError(
+                f"Only {free / 1e9:.1f} GB are free at {folder}; an environment with the "
+                f"{variant} build of torch needs {needed / 1e9:.0f} GB while it is built.\n"
+                "Free some space, then run the set-up again."
+            )
 
     def _create(self) -> None:
         with self.report.step("environment") as step:

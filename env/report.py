@@ -64,12 +64,14 @@ class Report:
             self.probes[name] = step.detail
         print(f"  {name:<12}{self.seconds[name]:7.1f} s  {step.detail}", flush=True)
 
-    def accelerator(self, name: str, outcome: str, why: str = "", **more: Any) -> None:
-        """Note what became of an accelerator; show it with `why` if there is something to say."""
+    def accelerator(self, name: str, outcome: str, **more: Any) -> None:
+        """Note what became of an accelerator."""
         self.accelerators.setdefault(name, {}).update(outcome=outcome, **more)
-        if why:
-            self.accelerators[name]["why"] = why
-            print(f"  {name}: {outcome}: {why}", flush=True)
+
+    def say(self, name: str, outcome: str, detail: str) -> None:
+        """Note what became of an accelerator, and show it."""
+        self.accelerator(name, outcome, detail=detail)
+        print(f"  {name}: {outcome}: {detail}", flush=True)
 
     def failed(self, error: BaseException) -> None:
         """Note what ended the set-up."""

@@ -16,7 +16,6 @@ from env.build import Build
 from env.errors import SetupError
 from env.process import ending_cleanly
 from env.report import Report
-from env.torch_variant import NEEDED_SPACE
 from env.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def run(root: Path, arguments: Sequence[str] = ()) -> None:
 
 def _run(workspace: Workspace, request: asking.Request) -> None:
     report = Report.of(request)
-    before = _used(workspace)
+    before = workspace.used
     with ending_cleanly(), workspace.locked():
         try:
             _refresh(workspace, request, report)
@@ -59,14 +58,10 @@ def _run(workspace: Workspace, request: asking.Request) -> None:
             report.write(workspace.report)
 
 
-def _used(workspace: Workspace) -> Path | None:
-    return workspace.link.readlink() if workspace.link.is_symlink() else None
-
-
 def _state(workspace: Workspace, before: Path | None) -> str:
     if not workspace.link.exists():
         return "there is no .venv yet"
-    if _used(workspace) != before:
+    if workspace.used != before:
         return ".venv is new and works, without what failed"
     return ".venv is as it was"
 
@@ -110,7 +105,6 @@ def _make(
 def _build(
     workspace: Workspace, request: asking.Request, plan: Plan, kept: list[str], report: Report
 ) -> None:
-    _require_space(workspace.folder, plan)
     workspace.log.write_bytes(b"")
     accelerating = Accelerating(workspace, request, report)
     with workspace.new_environment() as place:
@@ -133,7 +127,7 @@ def _accelerate(workspace: Workspace, request: asking.Request, plan: Plan, repor
             refresh_apart(workspace.root, apart, plan, request, report)
         elif apart.name in request.without and not request.dry_run:
             Workspace(workspace.root, apart.name).remove()
-            report.accelerator(apart.name, "removed", f".venvs/{apart.name}")
+            report.say(apart.name, "removed", f".venvs/{apart.name} is not there")
     for wanted in accelerators.INSIDE:
         if wanted.name in request.accelerators:
             _add(workspace, request, wanted, report)
@@ -145,28 +139,18 @@ def _add(
     """Add an accelerator to a copy of `.venv`, and make that the one in use."""
     record = workspace.record()
     if record is None:
-        report.accelerator(wanted.name, "not planned", "it is planned once there is a .venv")
+        report.say(wanted.name, "not planned", "it is planned once there is a .venv")
         return
     if wanted.name in record.get("accelerators", {}):
-        report.accelerator(wanted.name, "up to date", record["accelerators"][wanted.name])
+        report.say(wanted.name, "up to date", record["accelerators"][wanted.name])
         return
     accelerating = Accelerating(workspace, request, report)
-    candidate = accelerating.consider(wanted, workspace.link.resolve())
+    candidate = accelerating.consider(wanted, workspace.link)
     if candidate and not request.dry_run:
         with workspace.new_environment() as place:
             workspace.clone(place)
             workspace.switch(place, accelerating.add(candidate, place, record))
         report.outcome = "built"
-
-
-def _require_space(folder: Path, plan: Plan) -> None:
-    needed, free = NEEDED_SPACE[plan.torch.variant], shutil.disk_usage(folder).free
-    if free < needed:
-        raise SetupError(
-            f"Only {free / 1e9:.1f} GB are free at {folder}; an environment with the "
-            f"{plan.torch.variant} build of torch needs {needed / 1e9:.0f} GB while it is built.\n"
-            "Free some space, then run the set-up again."
-        )
 
 
 def _write_settings(root: Path) -> None:

@@ -13,13 +13,13 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from env.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _RECORD = "folovllm-environment.json"
 
@@ -68,7 +68,7 @@ class Workspace:
             SetupError: it is a folder, or a link to somewhere else: someone else's work.
         """
         if self.link.is_symlink():
-            ours = (self.link.parent / self.link.readlink()).parent == self.folder
+            ours = self.used is not None and self.used.parent == self.folder
         else:
             ours = not self.link.exists()
         if not ours:
@@ -77,6 +77,14 @@ class Workspace:
                 f"Move it away or remove it, then run the set-up again: mv {self.link} "
                 f"{self.link}-old"
             )
+
+    @property
+    def used(self) -> Path | None:
+        """The folder of the environment in use, or of one that is gone; None if there is no link.
+
+        Not resolved: this is how the environment's scripts name their Python.
+        """
+        return self.link.parent / self.link.readlink() if self.link.is_symlink() else None
 
     def record(self) -> dict[str, Any] | None:
         """Return what the environment in use was made from; None if there is no whole one."""
@@ -103,25 +111,23 @@ class Workspace:
         Pip replaces a file and never writes into one, so what it does in the copy does not show
         in the original. What is written into here has to be a file of its own.
         """
-        old = self.link.resolve()
-        own = shutil.ignore_patterns("bin", _RECORD)
-        shutil.copytree(
-            *(old, place),
-            symlinks=True,
-            ignore=lambda folder, names: own(folder, names) if Path(folder) == old else set(),
-            copy_function=os.link,
-            dirs_exist_ok=True,
-        )
+        old = self.link.parent / self.link.readlink()
+        for source in old.iterdir():
+            if source.is_symlink() or not source.is_dir():
+                if source.name != _RECORD:
+                    shutil.copy2(source, place, follow_symlinks=False)
+            elif source.name != "bin":
+                shutil.copytree(*(source, place / source.name), symlinks=True, copy_function=_share)
         shutil.copytree(old / "bin", place / "bin", symlinks=True)
         for script in (place / "bin").iterdir():
             if not script.is_symlink():
-                script.write_bytes(
-                    script.read_bytes().replace(str(old).encode(), str(place).encode())
-                )
+                text = script.read_bytes()
+                script.write_bytes(text.replace(str(old).encode(), str(place).encode()))
 
     def remove(self) -> None:
         """Take the environment away."""
-        self.link.unlink(missing_ok=True)
+        if self.link.is_symlink():
+            self.link.unlink()
         self.sweep()
 
     def switch(self, place: Path, record: dict[str, Any]) -> None:
@@ -135,11 +141,17 @@ class Workspace:
 
     def sweep(self) -> None:
         """Remove every environment but the one in use: replaced, failed, or of a killed run."""
-        used = self.link.readlink().name if self.link.is_symlink() else None
         for place in self.folder.glob(f"{self.prefix}*"):
-            if place.name != used:
+            if place != self.used:
                 # A killed run's pip may still be writing there; the next sweep gets the rest.
                 shutil.rmtree(place, ignore_errors=True)
+
+
+def _share(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _speak_of_the_link(place: Path, link: Path) -> None:

@@ -128,7 +128,7 @@ def test_no_wheel(cuda_checkout, flash, toolkit, tmp_path):
     code, said = cuda_checkout.set_up(*WITH, **wheels)
 
     assert code == 0, said
-    assert "flash-attn: skipped: where pip looks there is no wheel of flash-attn>=2.6,<3" in said
+    assert "skipped: where pip looks there is no wheel of flash-attn>=2.6,<3" in said
     assert "nox -s setup -- --with flash-attn --build" in said
     assert cuda_checkout.report["accelerators"]["flash-attn"]["outcome"] == "skipped"
     assert cuda_checkout.report["outcome"] == "up to date"
@@ -202,7 +202,7 @@ def test_a_cpu_build_of_torch(checkout):
     code, said = checkout.set_up(*WITH)
 
     assert code == 0, said
-    assert "flash-attn: skipped: " in said
+    assert "flash-attn?" in said
     assert "torch 2.13.0+cpu is a CPU build" in said
     assert checkout.report["accelerators"]["flash-attn"]["outcome"] == "skipped"
 
