@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
@@ -39,13 +40,19 @@ class LLMEngine:
 
     Raises:
         ModelLoadError: the model cannot be loaded, or not be served.
-        ConfigError: there is no room for its cache.
+        ConfigError: there is no room for its cache, or the device cannot do what was asked for.
+
+    Attributes:
+        config: as given, with the block size that the attention backend took.
     """
 
     def __init__(self, config: EngineConfig, device: "str | torch.device | None" = None) -> None:
         """Load the model and take the memory for its cache."""
         parts = build_parts(config, device)
-        self.config = config
+        self.config = copy(config)  # the caller's own may configure another engine
+        self.config.cache_config = config.cache_config.model_copy(
+            update={"block_size": parts.runner.block_size}
+        )
         self.tokenizer = parts.tokenizer
         self.generation_config = parts.generation_config
         self.runner = parts.runner
