@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from folovllm.attention.backend import AttentionNeeds, LayerAttention
+from folovllm.attention.backend import AttentionBackend, AttentionNeeds, LayerAttention
 from folovllm.attention.choice import (
     choose_backend as choose_attention,
     find_backend as find_attention,
@@ -77,7 +77,9 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
-    num_blocks, num_host_blocks = _count_blocks(config, model, block_size, max_model_len, budget)
+    num_blocks, num_host_blocks = _count_blocks(
+        config, model, attention, block_size, max_model_len, budget
+    )
     cache_manager = KVCacheManager(
         num_blocks,
         block_size,
@@ -147,7 +149,12 @@ def _attention_needs(
 
 
 def _count_blocks(
-    config: EngineConfig, model: PagedModel, block_size: int, max_model_len: int, budget: int
+    config: EngineConfig,
+    model: PagedModel,
+    attention: AttentionBackend,
+    block_size: int,
+    max_model_len: int,
+    budget: int,
 ) -> tuple[int, int]:
     """How many blocks the cache has on the device, block 0 included, and on the host."""
     cache = config.cache_config
@@ -156,6 +163,8 @@ def _count_blocks(
     if model.device.type == "cuda":
         profile = profile_gpu(
             model,
+            attention,
+            block_size,
             budget,
             config.scheduler_config.max_num_seqs,
             max_model_len,
