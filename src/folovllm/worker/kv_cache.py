@@ -66,10 +66,11 @@ class KVCache:
     def copy(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (source, target) on the device."""
         if moves:
-            sources, targets = torch.tensor(moves).T
+            device = self.layers[0].keys.device
+            sources, targets = torch.tensor(moves).to(device, non_blocking=True).T
             for layer in self.layers:
                 for pages in layer:
-                    pages[targets.to(pages.device)] = pages[sources.to(pages.device)]
+                    pages[targets] = pages[sources]
 
     def clear(self, block_ids: list[int]) -> None:
         """Write zeros: what is not finite in a block would spoil whoever gets it next."""
