@@ -2,12 +2,15 @@
 
 The checks are those of `mha_varlen_fwd` in flash-attn 2.8.3's `csrc/flash_attn/flash_api.cpp`,
 but for the device, and a few more for what would be read or written where it should not.
+And batches to try either on.
 """
 
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import torch
+
+from folovllm.attention.backend import BatchLayout, LayerCache
 
 
 def flash_attn_varlen_func(
@@ -44,7 +47,7 @@ def flash_attn_varlen_func(
         length = ends_k[i + 1] - ends_k[i]
         pages = table[: -(-length // k.shape[1])]
         keys, values = (part[pages].flatten(0, 1)[:length] for part in (k, v))
-        output[rows] = attend(q[rows], keys, values, softmax_scale, left, softcap)
+        output[rows] = attend(q[rows], keys, values, softmax_scale, left, softcap).to(q.dtype)
     return output
 
 
@@ -94,13 +97,80 @@ def attend(query, keys, values, scale, left, softcap):
     scores = torch.einsum("thd,lhd->htl", query.double(), keys) * scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
-    places = torch.arange(len(keys))
-    last = torch.arange(len(keys) - len(query), len(keys))[:, None]
+    places = torch.arange(len(keys), device=keys.device)
+    last = places[len(keys) - len(query) :, None]
     seen = places <= last
     if left >= 0:
         seen &= places >= last - left
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-    return torch.einsum("htl,lhd->thd", weights, values).to(query.dtype)
+    return torch.einsum("htl,lhd->thd", weights, values)
+
+
+class Case:
+    """A batch over a cache whose unused slots hold NaN."""
+
+    def __init__(
+        self,
+        parts,
+        *,
+        heads=4,
+        kv_heads=2,
+        size=8,
+        page=256,
+        dtype=torch.bfloat16,
+        device="cpu",
+        seed=0,
+    ):
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape):
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        widths = [-(-(context + count) // page) for context, count in parts]
+        order = (torch.randperm(sum(widths), generator=generator) + 1).tolist()
+        self.tables = [[order.pop() for _ in range(width)] for width in widths]
+        self.cache = LayerCache(
+            *(
+                torch.full(
+                    (sum(widths) + 1, page, kv_heads, size), torch.nan, dtype=dtype, device=device
+                )
+                for _ in range(2)
+            )
+        )
+        new_slots, inputs, self.whole = [], [], []
+        for table, (context, count) in zip(self.tables, parts, strict=True):
+            places = torch.arange(context + count)
+            slots = (torch.tensor(table)[places // page] * page + places % page).to(device)
+            kv = [random(context + count, kv_heads, size) for _ in range(2)]
+            for pages, numbers in zip(self.cache, kv, strict=True):
+                pages.flatten(0, 1)[slots[:context]] = numbers[:context]
+            query = random(count, heads, size)
+            new_slots.append(slots[context:])
+            inputs.append((query, *(numbers[context:] for numbers in kv)))
+            self.whole.append((query, *kv))
+        self.layout = BatchLayout(
+            [count for _, count in parts],
+            [context + count for context, count in parts],
+            self.tables,
+            torch.cat(new_slots),
+            page,
+        )
+        flat = [torch.cat(tensors) for tensors in zip(*inputs, strict=True)]
+        self.tensors = [tensor.transpose(0, 1)[None] for tensor in flat]
+
+    def run(self, backend, options, metadata=None):
+        """The output, and the cache that it leaves."""
+        cache = LayerCache(*(pages.clone() for pages in self.cache))
+        if metadata is None:
+            metadata = backend.build(self.layout)
+        return backend.attend(metadata, cache, *self.tensors, options), cache
+
+    def expected(self, options):
+        """The output in float64."""
+        left = -1 if options.window is None else options.window - 1
+        softcap = options.softcap or 0.0
+        parts = [attend(*part, options.scale, left, softcap) for part in self.whole]
+        return torch.cat(parts)[None]
 
 
 def make_module(**names):
