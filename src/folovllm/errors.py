@@ -32,7 +32,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate", "status_alloc_failed")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "cannot allocate memory",
+    "status_alloc_failed",
+)
 
 
 @contextmanager
