@@ -138,8 +138,8 @@ def _add(
 ) -> None:
     """Add an accelerator to a copy of `.venv`, and make that the one in use."""
     record = workspace.record()
-    if record is None:
-        report.say(wanted.name, "not planned", "it is planned once there is a .venv")
+    if record is None or (request.dry_run and report.reason):
+        report.say(wanted.name, "not planned", "that is possible once .venv is built")
         return
     if wanted.name in record.get("accelerators", {}):
         report.say(wanted.name, "up to date", record["accelerators"][wanted.name])

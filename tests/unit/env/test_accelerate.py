@@ -194,7 +194,7 @@ def test_a_dry_run_before_there_is_a_venv(new_checkout):
     code, said = new_checkout.set_up("--torch", "cuda", *WITH, "--dry-run")
 
     assert code == 0, said
-    assert "flash-attn: not planned: it is planned once there is a .venv" in said
+    assert "flash-attn: not planned: that is possible once .venv is built" in said
     assert not (new_checkout.root / ".venv").exists()
 
 
