@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,43 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the results there")
 
 
-def print_checks(checks: Iterable[Check], widths: tuple[int, int] = (8, 13)) -> list[Check]:
+def print_checks(
+    checks: Iterable[Check], widths: tuple[int, int] = (8, 13), headline: str | None = None
+) -> list[Check]:
     """Print each check as it is done, its advice below it, and return them all.
 
     Args:
         checks: as they are done.
         widths: of the columns with the status and the name.
+        headline: what was printed before; with one, its advice is not repeated, and neighbours
+            that are skipped for the same reason share a line.
     """
-    done = []
+    done: list[Check] = []
+    shown = _noted(checks, done)
     status, name = widths
-    for check in checks:
-        done.append(check)
-        line = (
-            f"{check.status:<{status}}{check.name:<{name}}{check.seconds:6.2f} s  {check.detail}\n"
-        )
-        if check.advice:
-            line += f"{'':{status}}{'':{name}}{'':10}to do: {check.advice}\n"
+    for check in shown if headline is None else _folded(shown):
+        line = f"{check.status:<{status}}{check.name:<{name}}{check.seconds:6.2f} s  "
+        line += f"{check.detail}\n"
+        if check.advice and check.advice not in (headline or ""):
+            line += f"{'':{status + name + 10}}to do: {check.advice}\n"
         sys.stdout.write(line)
         sys.stdout.flush()
     return done
+
+
+def _noted(checks: Iterable[Check], done: list[Check]) -> Iterator[Check]:
+    for check in checks:
+        done.append(check)
+        yield check
+
+
+def _folded(checks: Iterable[Check]) -> Iterator[Check]:
+    for reason, group in groupby(checks, lambda c: c.detail if c.status == "skipped" else None):
+        if reason is None:
+            yield from group
+            continue
+        names = [check.name for check in group]
+        yield Check(f"{len(names)} more", "skipped", f"{reason}: {', '.join(names)}", 0.0)
 
 
 def passed(checks: Iterable[Check]) -> bool:

@@ -97,6 +97,7 @@ def run_steps(
     steps: Iterable[Step],
     before: Iterable[Check] = (),
     spoilt: Callable[[], bool] = lambda: False,
+    advise: Callable[[Exception], str] = lambda error: "",  # noqa: ARG005 - nothing is known of it
 ) -> Iterator[Check]:
     """Yield each check's result when it is there.
 
@@ -104,47 +105,53 @@ def run_steps(
 
     Args:
         steps: what to do, in order.
-        before: results of earlier steps, which these may need.
+        before: results of earlier steps, which these may need; a skipped one had a cause.
         spoilt: asked after a failure, whether it leaves nothing to be checked any more.
+        advise: what to do about an error that does not say so itself.
     """
-    causes = {check.name: _cause(check) for check in before if check.status in ("failed", "absent")}
-    end: str | None = None
+    causes = {check.name: cause for check in before if (cause := _cause(check))}
+    end = ""
     for step in steps:
-        cause = end or next((causes[name] for name in step.needs if name in causes), None)
+        cause = end or next((causes[name] for name in step.needs if name in causes), "")
         if cause:
             causes[step.name] = cause
             yield Check(step.name, "skipped", cause, 0.0)
             continue
-        check = run_step(step)
+        check = _run(step, advise)
         yield check
         if check.status in ("failed", "absent"):
             causes[step.name] = _cause(check)
-            end = causes[step.name] if spoilt() else None
+            end = causes[step.name] if spoilt() else ""
 
 
 def _cause(check: Check) -> str:
-    return f"because {check.name} failed" if check.status == "failed" else "there is no device"
+    """Why what needs this check is skipped; "" when it is not."""
+    causes = {
+        "failed": f"because {check.name} failed",
+        "absent": "there is nothing to check",
+        "skipped": check.detail,
+    }
+    return causes.get(check.status, "")
 
 
-def run_step(step: Step) -> Check:
-    """Do one check; whatever it raises is a failure."""
+def _run(step: Step, advise: Callable[[Exception], str]) -> Check:
     start = time.perf_counter()
     try:
         found = step.check()
         finding = Finding(found) if isinstance(found, str) else found
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is the finding
-        finding = _failure(error)
+        finding = _failure(error, advise)
     seconds = time.perf_counter() - start
     return Check(
         step.name, finding.status, finding.detail, seconds, finding.advice, finding.figures
     )
 
 
-def _failure(error: Exception) -> Finding:
+def _failure(error: Exception, advise: Callable[[Exception], str]) -> Finding:
     # Our own errors explain themselves; of others the type helps.
     ours = isinstance(error, FoloVLLMError)
     detail = str(error) if ours else f"{type(error).__name__}: {error}"
-    return Finding(one_line(detail), "failed", getattr(error, "advice", ""))
+    return Finding(one_line(detail), "failed", getattr(error, "advice", "") or advise(error))
 
 
 def one_line(text: str, most: int = 600) -> str:
