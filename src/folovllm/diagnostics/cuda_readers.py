@@ -175,7 +175,7 @@ def _complaint(*command: str) -> str:
         )
     except (OSError, subprocess.SubprocessError) as error:
         return one_line(str(error))
-    return one_line(done.stdout + done.stderr)
+    return one_line(done.stdout + done.stderr) if done.returncode else ""
 
 
 def _mig(modes: str | None) -> tuple[int, int]:

@@ -146,7 +146,8 @@ def cuda_versions(facts: CudaFacts) -> Finding:
     detail = ", ".join(
         f"{name} {version_text(version)}" for name, version in parts.items() if version
     )
-    if wants and facts.runtime and facts.runtime[:2] != wants[:2]:
+    # A newer one of the same major version serves too.
+    if wants and facts.runtime and not (wants <= facts.runtime < (wants[0] + 1,)):
         return Finding(
             f"{detail}: torch runs with a CUDA runtime that it was not built for",
             "degraded",

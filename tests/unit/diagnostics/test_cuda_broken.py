@@ -298,8 +298,15 @@ def test_nvcc_of_another_major_version(well):
     assert_finds(facts, "CUDA versions", "degraded", "nvcc 12.4", "toolkit 13")
 
 
-def test_another_runtime_was_loaded(well):
-    assert_finds(well(runtime=(12, 1)), "CUDA versions", "degraded", "LD_LIBRARY_PATH")
+@pytest.mark.parametrize(("wants", "runtime"), [("13.0", (12, 9)), ("12.8", (12, 1))])
+def test_another_runtime_was_loaded(wants, runtime, well):
+    torch = replace(well().torch, cuda=wants)
+    facts = well(runtime=runtime, torch=torch, nvcc=None)
+    assert_finds(facts, "CUDA versions", "degraded", "LD_LIBRARY_PATH")
+
+
+def test_a_newer_runtime_of_the_same_major_version(well):
+    assert judge(well(runtime=(13, 1)))[1]["CUDA versions"].status == "ok"
 
 
 def test_no_nvcc(well):

@@ -207,6 +207,13 @@ def test_all_of_a_tree(tree, program, monkeypatch):
     assert facts.variable("NVIDIA_VISIBLE_DEVICES") is None
 
 
+def test_a_program_complains_only_when_it_fails(program):
+    """An old driver's `nvidia-smi` does not know every field, but lists its devices."""
+    program("nvidia-smi", "GPU 0: Tesla K80 (UUID: GPU-0a1b)\n")
+    assert cuda_readers._complaint("nvidia-smi", "-L") == ""
+    assert cuda_readers._complaint("no-such-program") == ""
+
+
 def test_mig_instances(program):
     program("nvidia-smi", "GPU 0: NVIDIA A100\n  MIG 3g.20gb Device 0: (UUID: MIG-0a1b)\n")
     assert cuda_readers._mig("Enabled\n") == (1, 1)
