@@ -70,12 +70,16 @@ class CpuReport:
         return text
 
     def _bandwidth(self) -> Finding:
-        speed = self._limits.bandwidth / 1e9
-        return Finding(f"{speed:.3g} GB/s", figures={"GB_per_s": speed})
+        return self._measured("bandwidth", "GB/s")
 
     def _rate(self) -> Finding:
-        speed = self._limits.rate / 1e9
-        return Finding(f"{speed:.3g} GFLOP/s", figures={"GFLOP_per_s": speed})
+        return self._measured("rate", "GFLOP/s")
+
+    def _measured(self, limit: str, unit: str) -> Finding:
+        if self.facts["memory"]["available"] < LITTLE_MEMORY:
+            return Finding("measuring takes 1.5 GiB of memory", "skipped")
+        speed: float = getattr(self._limits, limit) / 1e9
+        return Finding(f"{speed:.3g} {unit}", figures={unit.replace("/", "_per_"): speed})
 
 
 def cores(facts: dict[str, Any]) -> Finding:

@@ -13,14 +13,15 @@ from folovllm.diagnostics.cuda_facts import CudaFacts, of_version, version_text
 
 def gpu(facts: CudaFacts) -> Finding:
     """Whether there is an NVIDIA GPU at all, whatever its state."""
-    names = [found.name for found in facts.smi] or [d.name for d in facts.torch.devices]
-    if facts.torch.hip:
+    names = [found.name for found in facts.smi]
+    if facts.torch.hip and not (names or facts.pci):
         return Finding(
             f"torch {facts.torch.version} is built for AMD's GPUs (ROCm {facts.torch.hip}), and "
             "CUDA is NVIDIA's",
             "absent",
-            "nothing; for an NVIDIA GPU, install a CUDA build of torch",
+            "take a machine with an NVIDIA GPU: FoloVLLM is made for those, and for CPUs",
         )
+    names = names or [device.name for device in facts.torch.devices]
     if names:
         return Finding(counted(names))
     if facts.system != "Linux":

@@ -20,9 +20,8 @@ def torch_build(facts: CudaFacts) -> Finding:
     if not build.version:
         return Finding(f"torch cannot be imported: {build.error}", "failed", advice)
     if build.cuda is None:
-        return Finding(
-            f"torch {build.version} is a CPU build, beside an NVIDIA GPU", "failed", advice
-        )
+        kind = "a build for AMD's GPUs" if build.hip else "a CPU build"
+        return Finding(f"torch {build.version} is {kind}, beside an NVIDIA GPU", "failed", advice)
     return Finding(f"{build.version}, built for CUDA {build.cuda}")
 
 

@@ -64,9 +64,16 @@ def test_nothing_hurts(facts, monkeypatch):
 
 
 def test_without_torch(facts):
-    report = CpuReport(facts(torch=None))
-    done = {check.name: check.status for check in report.run() if "rate" not in check.name}
+    done = {check.name: check.status for check in CpuReport(facts(torch=None, available=GIB)).run()}
     assert done["processor"] == done["threads"] == "ok"
+
+
+def test_nothing_large_is_measured_in_little_memory(facts, monkeypatch):
+    """In a container it would be killed for that."""
+    monkeypatch.setattr(cpu, "measure_limits", None)
+    done = {check.name: check.status for check in CpuReport(facts(available=GIB)).run()}
+    assert done["memory bandwidth"] == done["float32 rate"] == "skipped"
+    assert done["memory"] == "degraded"
 
 
 def test_a_quota(facts):

@@ -187,6 +187,11 @@ def test_a_cpu_build_beside_a_gpu(well):
     assert_finds(facts, "torch", "failed", "2.13.0+cpu is a CPU build", "--torch cuda")
 
 
+def test_a_build_for_amd_beside_a_gpu(well):
+    facts = well(torch=Torch("2.11.0+rocm7.0", None, "7.0"))
+    assert_finds(facts, "torch", "failed", "a build for AMD's GPUs", "--torch cuda")
+
+
 def test_a_torch_that_cannot_be_imported(well):
     facts = well(torch=Torch(error="OSError: libcudart.so.13: cannot open shared object file"))
     assert_finds(facts, "torch", "failed", "libcudart.so.13")
