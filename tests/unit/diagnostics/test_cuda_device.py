@@ -3,12 +3,14 @@
 import importlib
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from folovllm.attention.sdpa import SdpaBackend
-from folovllm.diagnostics import cuda_device, cuda_speed
+from folovllm.diagnostics import cuda_device, cuda_speed, nccl_probe
 from folovllm.diagnostics.attention_check import TOLERANCES, largest
 from folovllm.diagnostics.checks import CheckError, Finding
 from folovllm.diagnostics.cuda_device import (
@@ -16,6 +18,7 @@ from folovllm.diagnostics.cuda_device import (
     all_reduce,
     allocation,
     attention,
+    graph,
     half_type,
     is_spoilt,
     on_each,
@@ -226,6 +229,50 @@ def test_copy_bandwidth(to_device, monkeypatch):
     assert copy_bandwidth(CPU, to_device=to_device) > 0
 
 
+# Graphs
+
+
+class PlayedGraph:
+    """Remembers the product that was computed last, and does it again unless it is broken."""
+
+    broken = False
+    last = None
+
+    def replay(self):
+        if not self.broken:
+            a, b, result = self.last
+            torch.matmul(a, b, out=result)
+
+
+@pytest.fixture
+def played_graphs(monkeypatch):
+    matmul = torch.Tensor.__matmul__
+
+    def remembered(a, b):
+        PlayedGraph.last = (a, b, matmul(a, b))
+        return PlayedGraph.last[2]
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", remembered)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PlayedGraph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+
+
+def test_a_graph(played_graphs):
+    assert graph(CPU).figures["replay_seconds"] > 0
+
+
+def test_a_graph_that_replays_nothing(played_graphs, monkeypatch):
+    monkeypatch.setattr(PlayedGraph, "broken", True)
+    with pytest.raises(CheckError, match="computes something else") as raised:
+        graph(CPU)
+    assert "FOLOVLLM_ENFORCE_EAGER" in raised.value.advice
+
+
 # Triton
 
 
@@ -260,6 +307,23 @@ def played(returncode, stdout="", stderr=""):
     return lambda command, **options: subprocess.CompletedProcess(
         command, returncode, stdout, stderr
     )
+
+
+def summing(tensors):
+    total = sum(tensors[1:], start=tensors[0].clone())
+    for tensor in tensors:
+        tensor.copy_(total)
+
+
+def test_sums_over_devices(monkeypatch):
+    monkeypatch.setattr(nccl_probe, "NUMBERS", 100)
+    assert nccl_probe.measure([CPU] * 3, summing) > 0
+
+
+def test_a_wrong_sum(monkeypatch):
+    monkeypatch.setattr(nccl_probe, "NUMBERS", 100)
+    with pytest.raises(ValueError, match="cpu has a wrong sum"):
+        nccl_probe.measure([CPU] * 3, lambda tensors: summing(tensors[:2]))
 
 
 def test_one_device_needs_no_nccl():
