@@ -4,11 +4,12 @@ import logging
 
 from folovllm.attention.backend import AttentionBackend, AttentionNeeds
 from folovllm.attention.sdpa import SdpaBackend
+from folovllm.attention.triton import TritonBackend
 from folovllm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: tuple[AttentionBackend, ...] = (SdpaBackend(),)
+BACKENDS: tuple[AttentionBackend, ...] = (TritonBackend(), SdpaBackend())
 """In the order in which they are tried. Making one costs nothing: what it needs is imported when
 it is first used."""
 
