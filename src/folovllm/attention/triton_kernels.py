@@ -89,6 +89,8 @@ def attend(
         metadata.cu_query_lens,
         metadata.cu_seq_lens,
         options.scale,
+        options.window,
+        options.softcap,
         query.stride(1),
         query.stride(2),
         num_seqs,
@@ -98,8 +100,6 @@ def attend(
         key_size=key_size,
         value_size=value_size,
         block_size=block_size,
-        window=options.window,
-        softcap=options.softcap,
         decoding=metadata.max_query_len == 1,
         rows=launch.tiles.rows,
         columns=launch.tiles.columns,
@@ -172,7 +172,7 @@ def find_tile(cu_query_lens, num_seqs, tile, tokens_per_tile: tl.constexpr):
 
 
 @triton.jit
-def find_keys(first_position, end, split, splits, columns: tl.constexpr, window: tl.constexpr):
+def find_keys(first_position, end, split, splits, window, columns: tl.constexpr):
     """The tiles of keys of a split: its share of those that any row sees, from and up to."""
     first = 0
     if window is not None:
@@ -183,7 +183,7 @@ def find_keys(first_position, end, split, splits, columns: tl.constexpr, window:
     return first, tl.minimum(first + share, last)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "table_width"])
+@triton.jit(do_not_specialize=["window", "num_seqs", "table_width"])
 def attend_kernel(  # noqa: PLR0915 - a kernel is one function
     output,
     log_sums,
@@ -195,6 +195,8 @@ def attend_kernel(  # noqa: PLR0915 - a kernel is one function
     cu_query_lens,
     cu_seq_lens,
     scale,
+    window,
+    softcap,
     query_head_stride,
     query_token_stride,
     num_seqs,
@@ -204,8 +206,6 @@ def attend_kernel(  # noqa: PLR0915 - a kernel is one function
     key_size: tl.constexpr,
     value_size: tl.constexpr,
     block_size: tl.constexpr,
-    window: tl.constexpr,
-    softcap: tl.constexpr,
     decoding: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -249,7 +249,7 @@ def attend_kernel(  # noqa: PLR0915 - a kernel is one function
     split = tl.program_id(2)
     splits = tl.num_programs(2)
     end = tl.minimum(seq_len, context + first + tokens_per_tile)
-    first_tile, last_tile = find_keys(context + first, end, split, splits, columns, window)
+    first_tile, last_tile = find_keys(context + first, end, split, splits, window, columns)
     highest = tl.full([rows], NO_SCORE, tl.float32)
     total = tl.zeros([rows], tl.float32)
     if sinks is not None:  # a score like others, which one split must count

@@ -52,6 +52,7 @@ def cases(
     most=5,
     groups=(1, 2, 3),
     sizes=((8, 8), (16, 16), (16, 24), (24, 16)),
+    kv_heads=(1, 2, 3),
     block_sizes=(1, 4, 16),
     dtypes=(torch.float32,),
 ):
@@ -59,11 +60,11 @@ def cases(
     parts = draw(st.lists(part, min_size=1, max_size=most))
     decoding = draw(st.booleans())  # which often has a way of its own
     key_size, value_size = draw(st.sampled_from(sizes))
-    kv_heads = draw(st.sampled_from([1, 2, 3]))
+    shared = draw(st.sampled_from(kv_heads))
     return Case(
         tuple((context, 1 if decoding else count) for context, count in parts),
-        heads=kv_heads * draw(st.sampled_from(groups)),
-        kv_heads=kv_heads,
+        heads=shared * draw(st.sampled_from(groups)),
+        kv_heads=shared,
         key_size=key_size,
         value_size=value_size,
         block_size=draw(st.sampled_from(block_sizes)),

@@ -60,7 +60,10 @@ def gpu(monkeypatch):
 @needs_triton
 def test_every_kernel_by_the_interpreter():
     """In a process of its own: see the files that it runs."""
-    files = ["tests/unit/attention/triton_interpreted.py"]
+    files = [
+        "tests/unit/attention/triton_interpreted.py",
+        "tests/integration/triton_interpreted_engine.py",
+    ]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *files],
         cwd=ROOT,
