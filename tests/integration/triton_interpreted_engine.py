@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_same_greedy_tokens_as_by_sdpa(family, make_llm):
     """Of a grouped model, one with a soft cap, one with sinks, and one with two head sizes."""
     rng = random.Random(0)
-    prompts = [[rng.randrange(3, 96) for _ in range(length)] for length in (1, 9, 17, 30)]
-    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    prompts = [[rng.randrange(3, 96) for _ in range(length)] for length in (1, 9, 30)]
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     tokens = {}
     for backend in ("sdpa", "triton"):
         # A budget that cuts prompts in pieces, beside others that decode.

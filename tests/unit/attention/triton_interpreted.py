@@ -39,13 +39,13 @@ forced = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases(longest=60, most=3), forced)
 def test_any_tiles_and_splits(case, backend):
     check(backend, case, unwritten=NAN)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(cases(longest=60, most=2, dtypes=(torch.float16,)), forced)
 def test_in_16_bits(case, backend):
     check(backend, case, unwritten=NAN)
@@ -66,7 +66,7 @@ def test_the_sizes_that_models_have(size, dtype):
     check(TritonBackend(), decoding, unwritten=NAN)
 
 
-@pytest.mark.parametrize("group", [1, 5, 7, 16, 24, 71])
+@pytest.mark.parametrize("group", [1, 5, 24, 71])
 @pytest.mark.parametrize("count", [1, 11])
 def test_heads_that_share_a_key_head(group, count):
     case = Case(((20, count), (0, count)), heads=group * 2, kv_heads=2)
