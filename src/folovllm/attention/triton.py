@@ -6,6 +6,7 @@ runs the kernels on a CPU, number by number: far too slow for anything but tests
 
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -13,14 +14,13 @@ from folovllm.attention.backend import (
     AttentionNeeds,
     AttentionOptions,
     BatchLayout,
-    LayerAttention,
     LayerCache,
 )
 from folovllm.attention.paged import PagedMetadata, paged_metadata
 from folovllm.attention.triton_tiles import LARGEST_HEAD, choose_launch, most_rows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-OLDEST = (8, 0)
+OLDEST_MAJOR = 8
 """Triton's own lower bound; for GPUs before Ampere it makes code without matrix instructions."""
 
 
@@ -32,17 +32,13 @@ class TritonBackend:
     captures = True
 
     def refusal(self, needs: AttentionNeeds) -> str | None:
-        """Why it cannot serve: the device, the data type or a layer's sizes."""
-        if importlib.util.find_spec("triton") is None:
-            return "needs Triton, which CUDA builds of torch bring: install one of those"
-        if needs.dtype not in DTYPES:
-            return f"computes in float16, bfloat16 and float32, not in {_name(needs.dtype)}"
+        """Why it cannot serve: `AttentionBackend.refusal`."""
         if _interpreting():
-            why = _interpreter_refusal(needs.dtype)
+            reason = _interpreter_refusal(needs.dtype)
         else:
-            why = _device_refusal(needs.device)
-        refusals = (_layer_refusal(layer, needs.dtype) for layer in needs.layers)
-        return why or next(filter(None, refusals), None)
+            reason = _device_refusal(needs.device)
+        # Last: whoever cannot use it need not install it.
+        return reason or next(_misfits(needs), None) or _package_refusal()
 
     def build(self, layout: BatchLayout) -> PagedMetadata:
         """Make the tensors that the kernels read."""
@@ -84,29 +80,41 @@ def _interpreter_refusal(dtype: torch.dtype) -> str | None:
 
 def _device_refusal(device: torch.device) -> str | None:
     if device.type != "cuda":
-        return f"needs a CUDA device, and the model is on {device.type}"
+        return "needs a CUDA device"
     if torch.version.hip is not None:
         return "has no tiles for AMD's GPUs"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST:
-        return "needs a GPU of compute capability {}.{} or later, and this has {}.{}".format(
-            *OLDEST, *found
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < OLDEST_MAJOR:
+        return (
+            f"needs a GPU of compute capability {OLDEST_MAJOR}.0 or later (Ampere), and "
+            f"{torch.cuda.get_device_name(device)} has {major}.{minor}"
         )
     return None
 
 
-def _layer_refusal(layer: LayerAttention, dtype: torch.dtype) -> str | None:
-    spec = layer.spec
-    largest = max(spec.key_size, spec.value_size)
-    if largest > LARGEST_HEAD:
-        return f"takes heads of at most {LARGEST_HEAD} numbers, and the model has {largest}"
-    group = layer.num_heads // spec.num_kv_heads
-    most = most_rows(largest, dtype.itemsize)
-    if group > most:
-        return (
-            f"takes at most {most} query heads for a key head of {largest} numbers in "
-            f"{_name(dtype)}, and the model has {group}"
+def _misfits(needs: AttentionNeeds) -> Iterator[str]:
+    """What of the model it has no tiles for."""
+    if needs.dtype not in DTYPES:
+        yield (
+            f"computes in float16, bfloat16 and float32, not in {_name(needs.dtype)} "
+            "(FOLOVLLM_DTYPE=float32 would do)"
         )
+    for spec, num_heads, _ in needs.layers:
+        largest = max(spec.key_size, spec.value_size)
+        if largest > LARGEST_HEAD:
+            yield f"takes head sizes up to {LARGEST_HEAD}, not {largest}"
+        group = num_heads // spec.num_kv_heads
+        most = most_rows(largest, needs.dtype.itemsize)
+        if group > most:
+            yield (
+                f"takes up to {most} query heads for a key head of {largest} numbers in "
+                f"{_name(needs.dtype)}, not {group}"
+            )
+
+
+def _package_refusal() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "is not installed (CUDA builds of torch bring it)"
     return None
 
 
