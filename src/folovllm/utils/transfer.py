@@ -39,7 +39,7 @@ def pack(arrays: Sequence[np.ndarray], *, pinned: bool) -> torch.Tensor:
     view = packed.numpy()
     for array, end in zip(arrays, ends, strict=True):
         start = end - _room(array)
-        view[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        view[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return packed
 
 
