@@ -168,7 +168,7 @@ def _count_blocks(
     block_size: int,
     max_model_len: int,
     budget: int,
-    reserved: int,
+    reserved: int = 0,
 ) -> tuple[int, int]:
     """How many blocks the cache has on the device, block 0 included, and on the host.
 

@@ -61,25 +61,25 @@ def free(monkeypatch):
 
 def test_blocks_on_a_cpu(free):
     free(100 * BLOCK + 5)
-    assert build._count_blocks(config(), MODEL, 16, 64, 512, 0) == (100, 0)
+    assert build._count_blocks(config(), MODEL, 16, 64, 512) == (100, 0)
 
 
 def test_no_more_blocks_than_all_sequences_at_their_longest(free):
     free(10**6 * BLOCK)
-    assert build._count_blocks(config(max_num_seqs=3), MODEL, 16, 65, 512, 0) == (16, 0)
+    assert build._count_blocks(config(max_num_seqs=3), MODEL, 16, 65, 512) == (16, 0)
 
 
 def test_blocks_that_were_asked_for(free):
     free(100 * BLOCK)
     options = config(num_gpu_blocks_override=12345)
-    assert build._count_blocks(options, MODEL, 16, 64, 512, 0) == (12345, 0)
+    assert build._count_blocks(options, MODEL, 16, 64, 512) == (12345, 0)
 
 
 @pytest.mark.parametrize("size", [2 * BLOCK - 1, 0, -(10**9)])
 def test_no_room(free, size):
     free(size)
     with pytest.raises(ConfigError, match=r"no room .*16 tokens takes 0\.0 MiB.*cpu_kvcache_space"):
-        build._count_blocks(config(), MODEL, 16, 64, 512, 0)
+        build._count_blocks(config(), MODEL, 16, 64, 512)
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,27 @@ def test_blocks_on_a_gpu(monkeypatch, bandwidth, swap_space, host_blocks):
 
     monkeypatch.setattr(build, "profile_gpu", profile)
     options = config(gpu_memory_utilization=0.7, swap_space=swap_space)
-    assert build._count_blocks(options, GPU_MODEL, 16, 4096, 8192, 0) == (50, host_blocks)
+    assert build._count_blocks(options, GPU_MODEL, 16, 4096, 8192) == (50, host_blocks)
     assert asked == [(GPU_MODEL, 8192, 256, 4096, 0.7)]
+
+
+def test_blocks_beside_what_is_reserved(free):
+    free(100 * BLOCK)
+    assert build._count_blocks(config(), MODEL, 16, 64, 512, reserved=30 * BLOCK) == (70, 0)
+
+
+def graphs_of(model, captures, **options):
+    attention = SimpleNamespace(name="some", captures=captures)
+    return build.graph_maker(config(**options), model, attention, 16, 64)
+
+
+def test_graphs_where_they_can_be_captured(caplog):
+    maker = graphs_of(GPU_MODEL, captures=True, max_num_seqs=5)
+    assert maker.sizes == (1, 2, 4, 5)
+    assert (maker.block_size, maker.max_model_len) == (16, 64)
+    assert graphs_of(MODEL, captures=True) is None
+    assert graphs_of(GPU_MODEL, captures=True, enforce_eager=True) is None
+    assert caplog.text == ""
+    with caplog.at_level("INFO"):
+        assert graphs_of(GPU_MODEL, captures=False) is None
+    assert "no CUDA graphs: the some backend cannot be captured" in caplog.text
