@@ -1,0 +1,1 @@
+"""What `folovllm bench` measures, and how it reports."""
