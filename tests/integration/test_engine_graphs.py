@@ -9,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from folovllm import SamplingParams
 from folovllm.attention.backend import write_to_cache
 from folovllm.attention.paged import paged_metadata
 from folovllm.engine import build
+from folovllm.models.hf_adapter import LayerRecorder, PagedModel
 from folovllm.worker.cuda_graphs import GraphMaker, bucket_sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -191,3 +194,39 @@ def test_padding_writes_to_the_null_block_alone(make_graphs_llm):
         changed = (page != 7).flatten(1).any(1).nonzero()[:, 0].tolist()
         assert 0 in changed
         assert set(changed) <= owned
+
+
+class Watch(TorchDispatchMode):
+    """Notes operations that cannot be captured: they wait for the device, or copy from the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+CANNOT_BE_CAPTURED = {"gpt2"}  # each layer takes a constant from the host
+
+
+def test_models_that_can_be_captured(tiny_folder, served_family):
+    model = PagedModel(AutoModelForCausalLM.from_pretrained(tiny_folder(served_family)))
+    numbers = torch.tensor([3, 7, 5])
+    with torch.inference_mode(), Watch() as watch:
+        model.forward(numbers, numbers, LayerRecorder(), torch.arange(3))
+    assert watch.found == [] or served_family in CANNOT_BE_CAPTURED
+
+
+def test_what_cannot_be_captured_is_noticed():
+    with Watch() as watch:
+        three = torch.ones(3)
+        assert three.sum() == 3
+        three[three > 0].nonzero()
+        torch.tensor(3.0)
+    assert watch.found == ["_local_scalar_dense", "index", "nonzero", "lift_fresh"]
