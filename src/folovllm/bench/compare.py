@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from folovllm.bench.facts import describe_value, identity, software
 from folovllm.bench.results import BenchError, Measurement, Run, read_run
@@ -168,13 +168,16 @@ def comparison_table(comparison: Comparison) -> Table:
             median_cell(row.earlier),
             median_cell(row.later),
             Cell(change(row.change.ratio), _interval(row.change), row.change.ratio),
-            Cell(row.verdict),
+            Cell(row.verdict, tone=_TONES.get(row.change.verdict, "")),
         ]
         for row in comparison.rows
     ]
     groups = [Cell(sentence(row.later.suite)) for row in comparison.rows]
     columns = ["Measurement", "Earlier", "Later", "Change", "Verdict"]
     return Table("Beside the earlier run", columns, rows, groups)
+
+
+_TONES: dict[str, Literal["better", "worse"]] = {"better": "better", "worse": "worse"}
 
 
 def _interval(found: Change) -> str:

@@ -1,9 +1,11 @@
 """The facts beside results, in words: the machine, its limits, and what makes two alike."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from folovllm.bench.results import Run
+from folovllm.bench.tables import Cell, Table, sentence
 from folovllm.bench.wording import DASH, change, quantity
 
 GIB = 2**30
@@ -36,6 +38,15 @@ def software(machine: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def date_of(run: Run) -> str:
+    """When it was, for a reader: "21 November 2026, 17:32 UTC"."""
+    try:
+        started = datetime.fromisoformat(run.started)
+    except ValueError:
+        return run.started
+    return f"{started.day} {started:%B %Y, %H:%M %Z}".strip()
+
+
 def describe_machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows of a name and a text; what the facts lack is left out."""
     packages = [f"{name} {version}" for name, version in _part(machine, "packages").items()]
@@ -51,17 +62,28 @@ def describe_machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows if text]
 
 
-def describe_limits(run: Run) -> list[tuple[str, str, str, str]]:
-    """What the machine could do: name, at the start, at the end, and the change."""
+def describe_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was asked for: rows of a name and a text."""
+    return [
+        (sentence(str(name).replace("_", " ")), describe_value(value))
+        for name, value in settings.items()
+    ]
+
+
+def limits_table(run: Run) -> Table:
+    """What the machine could do at the start and at the end; what changed is drift."""
+    times = list(run.limits)
+    names = dict.fromkeys(name for limits in run.limits.values() for name in limits)
     rows = []
-    start, end = run.limits.get("start", {}), run.limits.get("end", {})
-    for name in dict.fromkeys([*start, *end]):
+    for name in names:
         title, unit = LIMITS.get(name, (name, ""))
-        texts = [quantity(side[name], unit) if name in side else DASH for side in (start, end)]
-        both = name in start and name in end and start[name]
-        moved = change(end[name] / start[name]) if both else DASH
-        rows.append((title, texts[0], texts[1], moved))
-    return rows
+        values = [run.limits[time].get(name) for time in times]
+        cells = [Cell(DASH) if v is None else Cell(quantity(v, unit), value=v) for v in values]
+        first, last = values[0], values[-1]
+        moved = change(last / first) if first and last is not None and len(times) > 1 else DASH
+        rows.append([Cell(title), *cells, Cell(moved)])
+    columns = ["", *[f"At the {time}" for time in times], "Drift"]
+    return Table("What the machine allows, measured in this run", columns, rows)
 
 
 LIMITS = {

@@ -9,6 +9,10 @@ PEERS = ("transformers", "from_pretrained")
 """Ways that a reader knows, and that ours is named beside."""
 
 
+PARTIAL = "The run ended before all was measured; what was finished is here."
+"""Stands with every form of a run that is partial."""
+
+
 def headline(run: Run) -> str:
     """How fast the engine generates and how fast it is ready, as far as the run measured it."""
     ours = [each for each in run.measurements if each.way == OURS]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from folovllm.bench.results import Measurement, Run
 from folovllm.bench.statistics import (
@@ -31,11 +31,13 @@ class Cell:
         text: as it is read.
         small: what goes with it and matters less.
         value: the exact figure of the text, if it is one.
+        tone: whether it is good or bad news.
     """
 
     text: str
     small: str = ""
     value: float | None = None
+    tone: Literal["", "better", "worse"] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,3 +64,8 @@ def percent(share: float) -> str:
 def change(ratio: float) -> str:
     """What a ratio adds or takes: "+12 %", "−3.1 %"."""
     return ("+" if ratio > 1 else "") + percent(ratio - 1)
+
+
+def printable(text: str) -> str:
+    """The text without what no document may contain."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
