@@ -7,7 +7,13 @@ from itertools import count, groupby
 from string import Template
 
 from folovllm.bench.charts import comparison_plot, suite_plots
-from folovllm.bench.compare import Comparison, comparison_table, explain
+from folovllm.bench.compare import (
+    Comparison,
+    comparison_table,
+    count_verdicts,
+    describe_rest,
+    explain,
+)
 from folovllm.bench.drawing import Key, Plot, with_ids
 from folovllm.bench.facts import (
     date_of,
@@ -60,7 +66,7 @@ def render_page(run: Run, comparison: Comparison | None = None) -> str:
 
 def text(content: str) -> str:
     """What a page may contain, whatever the content is."""
-    return escape(printable(content))
+    return escape(printable(content)).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _header(run: Run, titles: Sequence[str]) -> str:
@@ -70,8 +76,10 @@ def _header(run: Run, titles: Sequence[str]) -> str:
         f'<li><a href="#section-{place}">{text(title)}</a></li>'
         for place, title in enumerate(titles)
     )
+    first, *others = headline(run)
+    lead = "".join(f'<p class="lead">{text(other)}</p>' for other in others)
     return (
-        f"<header><p>FoloVLLM benchmarks</p><h1>{text(headline(run))}</h1><p>{line}</p>"
+        f"<header><p>FoloVLLM benchmarks</p><h1>{text(first)}</h1>{lead}<p>{line}</p>"
         f"{_banner(run)}<nav><ul>{links}</ul></nav></header>"
     )
 
@@ -82,15 +90,21 @@ def _banner(run: Run) -> str:
 
 def _comparison(comparison: Comparison, numbers: "count[int]") -> Section:
     earlier = comparison.earlier
-    intro = f"The earlier run: {date_of(earlier)}. {explain(comparison)}"
+    intro = f"The earlier run: {date_of(earlier)}. {count_verdicts(comparison)}"
     notes = "".join(f"<li>{text(note)}</li>" for note in comparison.notes)
     content = (
         f"<p>{text(intro)}</p>"
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
         + _figures([comparison_plot(comparison)], numbers)
         + _table(comparison_table(comparison))
+        + _only(comparison)
+        + f"<p><small>{text(explain(comparison))}</small></p>"
     )
     return "Since the earlier run", content
+
+
+def _only(comparison: Comparison) -> str:
+    return "".join(f"<p>{text(line)}</p>" for line in describe_rest(comparison))
 
 
 def _figures(plots: Iterable[Plot], numbers: "count[int]") -> str:
@@ -108,9 +122,19 @@ def _figure(plot: Plot, name: str) -> str:
     )
 
 
+_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}
+"""How a line style is drawn in a legend."""
+
+
 def _key(key: Key) -> str:
     colour = "muted" if key.series is None else f"series-{key.series}"
-    mark = f'<span style="color: var(--{colour})" aria-hidden="true">{key.mark}</span>'
+    mark = key.mark
+    if key.mark in _DASHES:
+        mark = (
+            '<svg width="26" height="8"><path d="M0 4h26" fill="none" stroke="currentColor" '
+            f'stroke-width="2" stroke-dasharray="{_DASHES[key.mark]}"/></svg>'
+        )
+    mark = f'<span style="color: var(--{colour})" aria-hidden="true">{mark}</span>'
     return f"<li>{mark}{text(key.label)}</li>"
 
 

@@ -14,7 +14,7 @@ from folovllm.bench.statistics import (
     spread,
     times_as_good,
 )
-from folovllm.bench.wording import DASH, number, percent, quantity, span
+from folovllm.bench.wording import DASH, percent, quantity, span, times
 
 OURS = "folovllm"
 """The way that the others stand beside."""
@@ -99,7 +99,8 @@ def single_table(metrics: Sequence[Sequence[Measurement]]) -> Table:
         [Cell(each.way) if several else _case(each), *map(_value, row)]
         for each, row in zip(first, zip(*metrics, strict=True), strict=True)
     ]
-    caption = "One figure each" + ("" if several else f" ({first[0].way})")
+    names = ", ".join(column[0].metric for column in metrics)
+    caption = sentence(names) + ("" if several else f" ({first[0].way})")
     columns = ["Way" if several else "Case", *[sentence(column[0].metric) for column in metrics]]
     return Table(caption, columns, rows, [_case(each) for each in first] if several else [])
 
@@ -180,7 +181,8 @@ def _columns(measurements: Sequence[Measurement]) -> dict[str, _Column]:
 def median_cell(each: Measurement) -> Cell:
     """The median, and the range of all samples."""
     middle, low, high = spread(each.samples)
-    return Cell(quantity(middle, each.unit), span(low, high, each.unit), middle)
+    ends = span(low, middle, high, each.unit) if len(each.samples) > 1 else ""
+    return Cell(quantity(middle, each.unit), ends, middle)
 
 
 def _percentile(percent_: float, each: Measurement) -> Cell:
@@ -199,4 +201,4 @@ def _beside(ours: Mapping[str, Measurement], each: Measurement) -> Cell:
     if each.way == OURS or each.case not in ours:
         return Cell("")
     word, (middle, low, high) = relative(ours[each.case], each)
-    return Cell(f"{number(middle)} × {word}", span(low, high, ""), middle)
+    return Cell(f"{times(middle)} × {word}", f"{times(low)} {DASH} {times(high)}", middle)

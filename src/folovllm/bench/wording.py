@@ -33,10 +33,10 @@ def quantity(value: float, unit: str) -> str:
     return f"{number(value / size)} {name}".strip()
 
 
-def span(low: float, high: float, unit: str) -> str:
-    """From one value to another, in one unit."""
-    size, name = scale_of(high, unit)
-    return f"{number(low / size)} {DASH} {number(high / size)} {name}".strip()
+def span(low: float, middle: float, high: float, unit: str) -> str:
+    """From one value to another, in the unit that `quantity` writes the middle one in."""
+    size, _ = scale_of(middle, unit)
+    return f"{number(low / size)} {DASH} {number(high / size)}"
 
 
 def number(value: float) -> str:
@@ -61,9 +61,15 @@ def percent(share: float) -> str:
     return f"{share * 100:,.{digits}f} %".replace("-", "−").replace("inf", "∞")
 
 
+def times(ratio: float) -> str:
+    """A ratio: "2.75", "0.55", "18.3"."""
+    return f"{ratio:.2f}" if abs(ratio) < 10 else number(ratio)
+
+
 def change(ratio: float) -> str:
     """What a ratio adds or takes: "+12 %", "−3.1 %"."""
-    return ("+" if ratio > 1 else "") + percent(ratio - 1)
+    added = ratio - 1
+    return "0 %" if abs(added) < 5e-4 else ("+" if added > 0 else "") + percent(added)
 
 
 def printable(text: str) -> str:
