@@ -16,7 +16,7 @@ from folovllm.bench.statistics import (
     inverse,
     spread,
 )
-from folovllm.bench.tables import Cell, Table, sentence
+from folovllm.bench.tables import Cell, Table, is_speed, sentence
 from folovllm.bench.wording import DASH, change, percent, quantity
 
 LAST = "last"
@@ -40,9 +40,10 @@ class Compared:
     def verdict(self) -> str:
         """In words: "faster" and "slower" of times and speeds, "better" and "worse" of others."""
         words = {"better": "faster", "worse": "slower"}
-        is_speed = self.later.unit == "s" or self.later.unit.endswith("/s")
         return (
-            words.get(self.change.verdict, self.change.verdict) if is_speed else self.change.verdict
+            words.get(self.change.verdict, self.change.verdict)
+            if is_speed(self.later.unit)
+            else self.change.verdict
         )
 
     @property
@@ -161,7 +162,8 @@ def _notes(earlier: Run, later: Run, machines: list[str], noise: float) -> Itera
 def count_verdicts(comparison: Comparison) -> str:
     """How many rows got which verdict, in a sentence."""
     found = Counter(row.verdict for row in comparison.rows)
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in found.most_common())
+    named = {"too few samples": "with too few samples to tell"}
+    counts = ", ".join(f"{number} {named.get(name, name)}" for name, number in found.most_common())
     return f"{len(comparison.rows)} measurements are in both runs: {counts or 'none'}."
 
 
@@ -208,7 +210,7 @@ _TONES: dict[str, Literal["better", "worse"]] = {"better": "better", "worse": "w
 def _interval(found: Change) -> str:
     if found.verdict == "too few samples":
         return ""
-    return f"{change(found.low)} {DASH} {change(found.high)}"
+    return f"{change(found.low)[:-2]} {DASH} {change(found.high)}"
 
 
 def _median(each: Measurement) -> Cell:

@@ -21,12 +21,12 @@ from folovllm.bench.tables import OURS, sentence
 from folovllm.bench.wording import count, quantity
 
 AXES = {
-    "prompt": "prompt length in tokens",
-    "batch": "sequences in the batch",
-    "context": "context in tokens",
-    "rate": "requests arriving in a second",
+    "prompt": ("prompt length", "tokens"),
+    "batch": ("batch size", "sequences"),
+    "context": ("context", "tokens"),
+    "rate": ("rate of arrival", "requests/s"),
 }
-"""Conditions to draw curves over, by parameter."""
+"""Conditions to draw curves over, by parameter: their names and units."""
 
 HEIGHT = 220.0
 
@@ -67,7 +67,7 @@ def curves(
     legend += [Key("-", None, "limit")] if any(each.limits for each in drawn) else []
     legend += _mark(axes, knees) if axis == "rate" else []
     note = _note(drawn[0], next(iter(lines)) if len(lines) == 1 else "", len(percentiles) > 1)
-    return finish(axes, f"{sentence(metric)} by {AXES[axis]}", note, legend)
+    return finish(axes, f"{sentence(metric)} by {AXES[axis][0]}", note, legend)
 
 
 def served(measurements: Sequence[Sequence[Measurement]], knees: Sequence[float]) -> Plot:
@@ -85,11 +85,16 @@ def served(measurements: Sequence[Sequence[Measurement]], knees: Sequence[float]
         _draw(axes, "rate", sorted(points, key=lambda each: _place(each, "rate")), series, [50])
     values = [value for each in finished for value in each.samples]
     value_axis(axes, "y", [*values, *rates], finished[0].unit)
-    condition_axis(axes, rates, sentence(AXES["rate"]))
+    condition_axis(axes, rates, _title("rate"))
     goal = good[0].parameters.get("goal")
     legend = [Key("●", 0, "finished"), Key("●", 1, "within the goal"), Key("--", None, "arriving")]
     note = (f"The goal: {goal}. " if goal else "") + "Higher is better."
     return finish(axes, "Requests served by rate of arrival", note, legend + _mark(axes, knees))
+
+
+def _title(axis: str) -> str:
+    name, unit = AXES[axis]
+    return f"{sentence(name)}, {unit}"
 
 
 def _place(each: Measurement, axis: str) -> float:
@@ -142,7 +147,7 @@ def _draw(
 def _axes(axes: Axes, axis: str, drawn: Sequence[Measurement]) -> None:
     values = [v for each in drawn for v in (*each.samples, *(each.limits or []))]
     value_axis(axes, "y", values, drawn[0].unit)
-    condition_axis(axes, [_place(each, axis) for each in drawn], sentence(AXES[axis]))
+    condition_axis(axes, [_place(each, axis) for each in drawn], _title(axis))
 
 
 def _mark(axes: Axes, knees: Sequence[float]) -> list[Key]:

@@ -2,7 +2,7 @@
 
 from folovllm.bench.results import Measurement, Run
 from folovllm.bench.statistics import shares_of_limit, spread
-from folovllm.bench.tables import OURS, relative, sentence
+from folovllm.bench.tables import OURS, is_speed, relative, sentence
 from folovllm.bench.wording import count, number, percent, quantity, times
 
 PEERS = ("transformers", "from_pretrained")
@@ -52,8 +52,8 @@ def _context(run: Run, each: Measurement) -> str:
     for other in run.measurements:
         same = (other.suite, other.case, other.metric) == (each.suite, each.case, each.metric)
         if same and other.way in PEERS:
-            word, ratio = relative(each, other)
-            parts.append(f"{times(ratio.median)} times {word} as {other.way}")
+            word = "fast" if is_speed(each.unit) else "much"
+            parts.append(f"{times(relative(each, other).median)} times as {word} as {other.way}")
     if each.limits is not None:
         share = shares_of_limit(each.samples, each.limits, each.better).median
         parts.append(f"{percent(share)} of what this machine allows")

@@ -6,7 +6,7 @@ from importlib.resources import files
 from itertools import count, groupby
 from string import Template
 
-from folovllm.bench.charts import comparison_plot, suite_plots
+from folovllm.bench.charts import comparison_plots, suite_plots
 from folovllm.bench.compare import (
     Comparison,
     comparison_table,
@@ -25,7 +25,7 @@ from folovllm.bench.facts import (
 from folovllm.bench.headline import PARTIAL, headline
 from folovllm.bench.results import Run
 from folovllm.bench.tables import Cell, Table, sentence, suite_tables
-from folovllm.bench.wording import printable, quantity
+from folovllm.bench.wording import duration, printable
 
 Section = tuple[str, str]
 """A title and its content."""
@@ -70,7 +70,7 @@ def text(content: str) -> str:
 
 
 def _header(run: Run, titles: Sequence[str]) -> str:
-    facts = (date_of(run), short_machine(run.machine), f"took {quantity(run.seconds, 's')}")
+    facts = (date_of(run), short_machine(run.machine), f"took {duration(run.seconds)}")
     line = " · ".join(text(fact) for fact in facts if fact)
     links = "".join(
         f'<li><a href="#section-{place}">{text(title)}</a></li>'
@@ -95,7 +95,7 @@ def _comparison(comparison: Comparison, numbers: "count[int]") -> Section:
     content = (
         f"<p>{text(intro)}</p>"
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
-        + _figures([comparison_plot(comparison)], numbers)
+        + _figures(comparison_plots(comparison), numbers)
         + _table(comparison_table(comparison))
         + _only(comparison)
         + f"<p><small>{text(explain(comparison))}</small></p>"
@@ -139,15 +139,17 @@ def _key(key: Key) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{text(column)}</th>' for column in table.columns)
+    head = "".join(
+        f'<th role="columnheader" scope="col">{text(column)}</th>' for column in table.columns
+    )
     groups = table.groups or [None] * len(table.rows)
     body = ""
     for group, rows in groupby(zip(groups, table.rows, strict=True), key=lambda pair: pair[0]):
         lines = "".join(_row(row) for _, row in rows)
-        body += f"<tbody>{_group(group, len(table.columns))}{lines}</tbody>"
+        body += f"<tbody role=rowgroup>{_group(group, len(table.columns))}{lines}</tbody>"
     return (
-        f'<div class="scroll"><table><caption>{text(table.caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead>{body}</table></div>"
+        f'<div class="scroll"><table role=table><caption>{text(table.caption)}</caption>'
+        f"<thead role=rowgroup><tr role=row>{head}</tr></thead>{body}</table></div>"
     )
 
 
@@ -155,14 +157,17 @@ def _group(group: Cell | None, width: int) -> str:
     if group is None:
         return ""
     small = f" <small>{text(group.small)}</small>" if group.small else ""
-    return f'<tr><th colspan="{width}" scope="rowgroup">{text(group.text)}{small}</th></tr>'
+    span = f'colspan="{width}" scope="rowgroup"'
+    return f'<tr role="row"><th role="rowheader" {span}>{text(group.text)}{small}</th></tr>'
 
 
 def _row(cells: Sequence[Cell]) -> str:
     first, *others = (_content(cell) for cell in cells)
     tones = (f' class="{cell.tone}"' if cell.tone else "" for cell in cells[1:])
-    data = "".join(f"<td{tone}>{each}</td>" for tone, each in zip(tones, others, strict=True))
-    return f'<tr><th scope="row">{first}</th>{data}</tr>'
+    data = "".join(
+        f"<td role=cell{tone}>{each}</td>" for tone, each in zip(tones, others, strict=True)
+    )
+    return f'<tr role="row"><th role="rowheader" scope="row">{first}</th>{data}</tr>'
 
 
 def _content(cell: Cell) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from folovllm.bench.compare import Comparison
+from folovllm.bench.compare import Compared
 from folovllm.bench.drawing import (
     INK,
     LINE,
@@ -35,7 +35,7 @@ FARTHEST = 1.0
 """The change at which a plot of changes ends, whatever lies beyond."""
 
 LOOKS = {"better": (SERIES[0], "^"), "worse": (SERIES[1], "v")}
-"""Colour and marker of a verdict; others are muted dots."""
+"""Colour and marker of a verdict."""
 
 
 def all_samples(metric: str, measurements: Sequence[Measurement]) -> Plot:
@@ -85,31 +85,32 @@ def stacked(metric: str, case: str, measurements: Sequence[Measurement]) -> Plot
     return finish(axes, f"{sentence(metric)}, {case}", note, legend)
 
 
-def ratios(comparison: Comparison) -> Plot:
-    """The change of each row, with its interval, beside the noise."""
-    rows = [row for row in comparison.rows if row.change.verdict != "too few samples"]
+def ratios(rows: Sequence[Compared], noise: float) -> Plot:
+    """The changes between two runs, with their intervals.
+
+    Args:
+        rows: which.
+        noise: how large a change is none, 0.1 being a tenth.
+    """
     axes, bands = _new_rows([(_name(row.later), [change(row.change.ratio)]) for row in rows])
-    axes.axvspan(-comparison.noise, comparison.noise, color=LINE, alpha=0.6)
+    axes.axvspan(-noise, noise, color=LINE, alpha=0.6)
     axes.axvline(0, color=MUTED, linewidth=1)
     ends = [abs(ratio - 1) for row in rows for ratio in row.change[:3]]
-    reach = min(max([*ends, 2 * comparison.noise]), FARTHEST) * 1.1
+    reach = min(max(*ends, 2 * noise), FARTHEST) * 1.1
     for band, row in zip(bands, rows, strict=True):
-        low, middle, high = (
-            min(reach, max(-reach, ratio - 1))
-            for ratio in (row.change.low, row.change.ratio, row.change.high)
-        )
-        colour, marker = LOOKS.get(row.change.verdict, (MUTED, "o"))
+        ratio, low, high = (min(reach, max(-reach, value - 1)) for value in row.change[:3])
+        colour, marker = LOOKS[row.change.verdict]
         axes.plot([low, high], [band, band], color=colour)
-        axes.plot(middle, band, marker, color=colour, ms=7)
+        axes.plot(ratio, band, marker, color=colour, ms=7)
     axes.set_xlim(-reach, reach)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: change(value + 1)))
-    legend = [Key("▲", 0, "better"), Key("▼", 1, "worse"), Key("●", None, "neither")]
+    legend = [Key("▲", 0, "better"), Key("▼", 1, "worse")]
     note = (
-        "The change of the median with its 95 % bootstrap interval; the band is what counts as "
-        f"noise, {percent(comparison.noise)} to both sides."
+        "Of the median, with its 95 % bootstrap interval; the band is what counts as noise, "
+        f"{percent(noise)} to both sides."
     )
-    return finish(axes, "Changes since the earlier run", note, legend)
+    return finish(axes, "The largest changes beyond noise", note, legend)
 
 
 def _new_rows(rows: Sequence[tuple[str, Sequence[str]]]) -> tuple[Axes, list[float]]:

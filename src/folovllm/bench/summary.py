@@ -14,7 +14,7 @@ from folovllm.bench.facts import date_of, limits_table, short_machine
 from folovllm.bench.headline import PARTIAL, headline
 from folovllm.bench.results import Run
 from folovllm.bench.tables import Cell, Table, sentence, suite_tables
-from folovllm.bench.wording import printable, quantity
+from folovllm.bench.wording import duration, printable
 
 
 def render_markdown(run: Run, comparison: Comparison | None = None) -> str:
@@ -45,7 +45,7 @@ def _document(run: Run, comparison: Comparison | None, title: _Title, draw: _Dra
     first, *others = headline(run)
     yield title(first)
     yield from map(_line, others)
-    facts = (date_of(run), short_machine(run.machine), f"took {quantity(run.seconds, 's')}")
+    facts = (date_of(run), short_machine(run.machine), f"took {duration(run.seconds)}")
     yield " · ".join(_line(fact) for fact in facts if fact)
     if run.partial:
         yield f"PARTIAL: {PARTIAL}"

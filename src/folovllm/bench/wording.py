@@ -52,7 +52,13 @@ def number(value: float) -> str:
 
 def count(value: float) -> str:
     """A parameter: a whole number without decimals."""
-    return f"{value:,.0f}" if float(value).is_integer() else number(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time that one waits: "42 s", "8 min 43 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
 
 
 def percent(share: float) -> str:
