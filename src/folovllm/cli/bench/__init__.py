@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from folovllm.cli.bench import load
+
 if TYPE_CHECKING:
     import argparse
-    from types import ModuleType
 
-PARTS: "tuple[ModuleType, ...]" = ()
+PARTS = (load,)
 """The benchmarks, each a module here with an `add_parser`, in the order of the help."""
 
 
