@@ -40,7 +40,7 @@ WIDE = 20
 LONGEST = 52
 """Characters of a label that fit the width."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # whose keys matplotlib's own types name, from 3.11 on
     "svg.fonttype": "none",
     "svg.hashsalt": "folovllm",
     "figure.constrained_layout.use": True,

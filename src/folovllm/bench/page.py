@@ -142,7 +142,7 @@ def _table(table: Table) -> str:
     head = "".join(
         f'<th role="columnheader" scope="col">{text(column)}</th>' for column in table.columns
     )
-    groups = table.groups or [None] * len(table.rows)
+    groups: Sequence[Cell | None] = table.groups or [None] * len(table.rows)
     body = ""
     for group, rows in groupby(zip(groups, table.rows, strict=True), key=lambda pair: pair[0]):
         lines = "".join(_row(row) for _, row in rows)

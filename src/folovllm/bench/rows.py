@@ -151,7 +151,7 @@ def _draw_samples(axes: Axes, band: float, each: Measurement, series: int) -> No
     if each.limits:
         limit = spread(each.limits).median
         axes.plot([limit, limit], ends, color=MUTED, linewidth=1.5, linestyle="--")
-    heights = np.linspace(*ends, len(each.samples) + 2)[1:-1]
+    heights = np.linspace(ends[0], ends[1], len(each.samples) + 2)[1:-1]
     marker = [*MARKERS][series]
     axes.plot(each.samples, heights, marker, color=SERIES[series], ms=4.5, alpha=0.75, mew=0)
 
