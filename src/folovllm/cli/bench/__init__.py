@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from folovllm.cli.bench import load
+from folovllm.cli.bench import compare, load, report
 
 if TYPE_CHECKING:
     import argparse
 
-PARTS = (load,)
+PARTS = (load, report, compare)
 """The benchmarks, each a module here with an `add_parser`, in the order of the help."""
 
 
