@@ -58,8 +58,11 @@ def test_reports_what_there_is_of_a_run_that_ended_early(error, bench):
 
 
 def test_measures_and_compares(bench):
-    *_, compare = bench("--compare", "last", "--fail-over", "5%")
-    assert compare == ["folovllm", "bench", "compare", "last", RUN, "--fail-over", "5%"]
+    _, report, compared, compare = bench("--compare", "last", "--fail-over=5%", "--other-machine")
+    assert report == ["folovllm", "bench", "report", RUN]  # whatever becomes of the comparison
+    assert compared == [*report, "--against", "last", "--other-machine"]
+    judge = ["--fail-over", "5%", "--other-machine"]
+    assert compare == ["folovllm", "bench", "compare", "last", RUN, *judge]
 
 
 def test_only_compares(bench):
