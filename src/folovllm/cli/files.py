@@ -8,16 +8,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def check_writable(option: str, path: "Path") -> None:
+def check_writable(option: str, path: "Path | None") -> None:
     """Complain of a wrong file before the work and not after it; leave the file as it is.
 
     Args:
         option: that named the file, for the message.
-        path: the file.
+        path: the file; None where none was named.
 
     Raises:
         ConfigError: it cannot be written.
     """
+    if path is None:
+        return
     new = not path.exists()
     try:
         path.open("a", encoding="utf-8").close()

@@ -63,7 +63,7 @@ def run_suite(arguments: argparse.Namespace, measure: Suite) -> int:
         from folovllm.bench.report import require_plots
 
         require_plots()
-        check_writable("--html", options.bench_html)
+    check_writable("--html", options.bench_html)
     config = runnable_config(arguments)
     quieten_log()
     from folovllm.bench.session import Session, device_limits, settings_of
