@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from env import (  # noqa: E402
     accelerators,
+    benchmarks,
     interpreters,
     locking,
     minimums as minimum,
@@ -64,6 +65,27 @@ def verify_cuda(session: nox.Session) -> None:
     command = [str(ROOT / ".venv" / "bin" / "folovllm"), "verify-cuda", *session.posargs]
     if code := subprocess.run(command, check=False).returncode:
         sys.exit(code)  # nox would end with 1, whatever the code
+
+
+@nox.session(venv_backend="none", default=False)
+def bench(session: nox.Session) -> None:
+    """Measure how fast this machine loads and runs models [-- load] [-- --compare last]."""
+    with _explained(session):
+        asked = benchmarks.parse(ROOT, session.posargs)
+    new = None
+    if asked.measure is not None:
+        before = benchmarks.runs(ROOT)
+        (ROOT / benchmarks.RESULTS).mkdir(exist_ok=True)
+        try:
+            _run(session, "python", "-m", "pytest", *asked.measure)
+        finally:  # also of what was interrupted
+            new = benchmarks.collect(ROOT, before)
+            if new is not None:
+                _run(session, "folovllm", "bench", "report", str(new))
+    if report := asked.compared_report(new):
+        _run(session, "folovllm", "bench", *report, silent=True)
+    if comparison := asked.comparison(new):
+        _run(session, "folovllm", "bench", *comparison)
 
 
 @nox.session(venv_backend="none")
@@ -120,11 +142,13 @@ def minimums(session: nox.Session) -> None:
     session.run(str(python), "-m", "pytest", *session.posargs, external=True)
 
 
-def _run(session: nox.Session, tool: str, *arguments: str) -> None:
-    """Run a tool of `.venv`, which is set up first."""
+def _run(session: nox.Session, tool: str, *arguments: str, silent: bool = False) -> None:
+    """Run a tool of `.venv`, which is set up first; silent unless it fails where asked for."""
     with _explained(session):
         environment.run(ROOT)
-    session.run(str(ROOT / ".venv" / "bin" / tool), *arguments, external=True)
+    command = str(ROOT / ".venv" / "bin" / tool)
+    # On Ctrl-C there are results to be written.
+    session.run(command, *arguments, external=True, interrupt_timeout=30, silent=silent)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from folovllm.cli.files import unwritable
 from folovllm.diagnostics.checks import Check
-from folovllm.errors import ConfigError
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -63,23 +63,6 @@ def passed(checks: Iterable[Check]) -> bool:
     return all(check.status == "ok" for check in checks)
 
 
-def check_writable(path: Path | None) -> None:
-    """Complain of a wrong file before the work and not after it; leave the file as it is.
-
-    Raises:
-        ConfigError: nothing can be written there.
-    """
-    if path is None:
-        return
-    new = not path.exists()
-    try:
-        path.open("a", encoding="utf-8").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
 def write_report(path: Path | None, report: dict[str, Any], checks: Iterable[Check]) -> None:
     """Write the checks as JSON, after what else the report has.
 
@@ -92,8 +75,4 @@ def write_report(path: Path | None, report: dict[str, Any], checks: Iterable[Che
     try:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--json {path} cannot be written: {error}")
+        raise unwritable("--json", path, error) from error

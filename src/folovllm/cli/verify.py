@@ -4,13 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from folovllm.cli.checks import (
-    add_json_option,
-    check_writable,
-    passed,
-    print_checks,
-    write_report,
-)
+from folovllm.cli.checks import add_json_option, passed, print_checks, write_report
+from folovllm.cli.files import check_writable
 from folovllm.cli.options import add_command, runnable_config
 
 if TYPE_CHECKING:
@@ -29,7 +24,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a check and a summary; 0 when all is well, else 1."""
-    check_writable(arguments.json)
+    check_writable("--json", arguments.json)
     config = runnable_config(arguments)
     from folovllm.diagnostics.verify import Verification
 

@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from folovllm.cli.checks import add_json_option, check_writable, print_checks, write_report
+from folovllm.cli.checks import add_json_option, print_checks, write_report
+from folovllm.cli.files import check_writable
 from folovllm.cli.options import add_plain_command
 
 WIDTHS = (9, 20)
@@ -22,7 +23,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what it comes to, one line a check, and a summary."""
-    check_writable(arguments.json)
+    check_writable("--json", arguments.json)
     from folovllm.diagnostics.cuda import VERDICTS, CudaVerification, exit_code
     from folovllm.diagnostics.cuda_readers import gather_facts
     from folovllm.diagnostics.machine import machine_facts

@@ -44,6 +44,7 @@ class LLMEngine:
 
     Attributes:
         config: as given, with the block size that the attention backend took.
+        load_seconds: what each part of becoming ready took.
     """
 
     def __init__(self, config: EngineConfig, device: "str | torch.device | None" = None) -> None:
@@ -53,6 +54,7 @@ class LLMEngine:
         self.config.cache_config = config.cache_config.model_copy(
             update={"block_size": parts.runner.block_size}
         )
+        self.load_seconds = parts.load_seconds
         self.tokenizer = parts.tokenizer
         self.generation_config = parts.generation_config
         self.runner = parts.runner
