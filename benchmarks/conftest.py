@@ -1,38 +1,101 @@
-"""What the benchmarks share: options, the machine's description, and a summary at the end."""
+"""What the benchmarks share: the engine's options, one session for all, and a summary at the end.
 
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
+The session's results are in `benchmarks/results/<date>-<machine>/`, beside what pytest-benchmark
+makes of them itself.
+"""
+
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.sampling import Say
+from folovllm.bench.session import Record, Say, Session, device_limits, results_folder, settings_of
+from folovllm.cli.options import given_options, option_of, runnable_config
+from folovllm.config import ENGINE_CLASSES, BenchConfig, EngineConfig
+from folovllm.errors import FoloVLLMError
 from folovllm.utils.threads import allowed_cores
 
 SUMMARY = pytest.StashKey[list[str]]()
+SESSION = pytest.StashKey[Session]()
+ENGINE = pytest.StashKey[EngineConfig]()
+BENCH = pytest.StashKey[BenchConfig]()
+NOT_HERE = ("bench_json", "bench_html")
+"""What a command is told in options, and what here has its place."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--rounds",
-        type=int,
-        default=5,
-        metavar="N",
-        help="benchmarks: samples of each case, taken in turn (default: 5)",
+    """Add the engine's options and those of `folovllm bench`."""
+    group = parser.getgroup("benchmarks", "benchmarks: as `folovllm bench` takes them")
+    fields = {name: f for cls in ENGINE_CLASSES.values() for name, f in cls.model_fields.items()}
+    fields |= {name: f for name, f in BenchConfig.model_fields.items() if name not in NOT_HERE}
+    for name, field in fields.items():
+        flag, how = option_of(name, field, "bench_")
+        group.addoption(flag, **how)
+    group.addoption(
+        "--results",
+        type=Path,
+        default=Path(__file__).with_name("results"),
+        metavar="FOLDER",
+        help="folder for the results, each run in one of its own (default: benchmarks/results)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--rounds") < 1:
-        raise pytest.UsageError("--rounds must be at least 1")
+    """Check the options before anything is measured."""
+    try:
+        config.stash[BENCH] = BenchConfig(**given_options(config.option, [BenchConfig]))
+        if not config.option.collectonly:
+            config.stash[ENGINE] = runnable_config(config.option)
+    except FoloVLLMError as error:
+        raise pytest.UsageError(str(error)) from error
     config.stash[SUMMARY] = []
+    logging.getLogger("folovllm").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
-def rounds(pytestconfig: pytest.Config) -> int:
-    """How many samples to take of each case."""
-    return int(pytestconfig.getoption("--rounds"))
+def engine_config(pytestconfig: pytest.Config) -> EngineConfig:
+    """The engine to measure, by options, variables and defaults."""
+    return pytestconfig.stash[ENGINE]
+
+
+@pytest.fixture(scope="session")
+def bench_config(pytestconfig: pytest.Config) -> BenchConfig:
+    """The settings of the benchmarks themselves."""
+    return pytestconfig.stash[BENCH]
+
+
+@pytest.fixture(scope="session")
+def session(
+    pytestconfig: pytest.Config, engine_config: EngineConfig, bench_config: BenchConfig, say: Say
+) -> Session:
+    """The run that all benchmarks of this call are part of."""
+    settings = settings_of(engine_config, rounds=bench_config.bench_rounds)
+    root: Path = pytestconfig.getoption("--results")
+    made = Session(
+        settings,
+        lambda facts: results_folder(root, facts),
+        lambda: device_limits(engine_config),
+        say,
+    )
+    try:
+        made.begin()
+    except FoloVLLMError as error:
+        pytest.exit(f"{error}", returncode=1)
+    pytestconfig.stash[SESSION] = made
+    return made
+
+
+@pytest.fixture(scope="session")
+def record(session: Session) -> Record:
+    """Keeps a measurement."""
+    return session.record
+
+
+@pytest.fixture(scope="session")
+def rounds(bench_config: BenchConfig) -> int:
+    """How many samples to take of each case, where a suite has no number of its own."""
+    return bench_config.bench_rounds or 5
 
 
 @pytest.fixture(scope="session")
@@ -61,19 +124,25 @@ def say(pytestconfig: pytest.Config) -> Say:
     return write
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """End the run; it stays partial when a benchmark failed or somebody pressed Ctrl-C."""
+    run = session.config.stash.get(SESSION, None)
+    if run is not None:
+        run.end(complete=exitstatus == pytest.ExitCode.OK)
+
+
 @pytest.hookimpl(trylast=True)  # below pytest-benchmark's tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what there is to say, and where the results are."""
     for line in terminalreporter.config.stash[SUMMARY]:
         terminalreporter.write_line(line)
+    run = terminalreporter.config.stash.get(SESSION, None)
+    if run is not None:
+        terminalreporter.write_line(f"results: {run.place}")
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    machine_info["allowed_cores"] = allowed_cores()
-    machine_info["kernel"] = platform.release()
-    machine_info["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    machine_info["packages"] = {}
-    for package in ("torch", "transformers", "safetensors", "folovllm"):
-        try:
-            machine_info["packages"][package] = version(package)
-        except PackageNotFoundError:  # runs from its sources
-            machine_info["packages"][package] = None
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """The same facts in pytest-benchmark's own file."""
+    run = config.stash.get(SESSION, None)
+    if run is not None:
+        machine_info["folovllm"] = run.run.machine

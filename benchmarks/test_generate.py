@@ -20,7 +20,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import AutoModelForCausalLM
 
 import folovllm
-from benchmarks.sampling import CLOCK, Say, hand_over
+from benchmarks.sampling import CLOCK, hand_over
+from folovllm.bench.session import Say
 from folovllm import LLM, SamplingParams
 from folovllm.diagnostics.limits import Limits, measure_limits
 

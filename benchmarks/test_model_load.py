@@ -20,7 +20,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import folovllm
-from benchmarks.sampling import CLOCK, Say, hand_over
+from benchmarks.sampling import CLOCK, hand_over
+from folovllm.bench.session import Say
 from folovllm.checkpoint import find_checkpoint
 
 if sys.platform != "linux":

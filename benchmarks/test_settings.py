@@ -17,7 +17,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import folovllm
-from benchmarks.sampling import CLOCK, Say, hand_over
+from benchmarks.sampling import CLOCK, hand_over
+from folovllm.bench.session import Say
 from folovllm import LLM, RequestOutput, SamplingParams
 
 # 16 prompts that begin alike, and one long one that comes last: 5,376 tokens in, 272 out.

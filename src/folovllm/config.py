@@ -157,6 +157,16 @@ class RuntimeConfig(Settings):
     )
 
 
+class BenchConfig(Settings):
+    """What `folovllm bench` does, beyond the engine that it measures."""
+
+    bench_rounds: PositiveInt | None = Field(
+        None, description="Samples of each case, taken in turn; unset, what suits the benchmark"
+    )
+    bench_json: Path | None = Field(None, description="File for the raw results")
+    bench_html: Path | None = Field(None, description="File for the report, one HTML page")
+
+
 ENGINE_CLASSES: dict[str, type[Settings]] = {
     "model_config": ModelConfig,
     "cache_config": CacheConfig,
@@ -164,7 +174,7 @@ ENGINE_CLASSES: dict[str, type[Settings]] = {
 }
 """The parts of `EngineConfig`, by the attribute that holds each."""
 
-CONFIG_CLASSES: tuple[type[Settings], ...] = (*ENGINE_CLASSES.values(), RuntimeConfig)
+CONFIG_CLASSES: tuple[type[Settings], ...] = (*ENGINE_CLASSES.values(), RuntimeConfig, BenchConfig)
 """Every class that reads the environment: what they know is what a variable may be named."""
 
 

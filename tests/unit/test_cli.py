@@ -156,6 +156,7 @@ def test_config_as_text(tmp_path, monkeypatch, capsys):
         "CacheConfig",
         "SchedulerConfig",
         "RuntimeConfig",
+        "BenchConfig",
     ]
     demo = str(tmp_path / "cache" / "SmolLM2-135M-Instruct")
     assert ["model", demo, "default", "(SmolLM2-135M-Instruct)"] in lines

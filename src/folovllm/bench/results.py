@@ -116,21 +116,24 @@ class Run:
             raise BenchError(f"measured twice: {', '.join(measurement.key)}")
         self.measurements.append(measurement)
 
-    def write(self, folder: Path) -> None:
-        """Write `results.json`, whole or not at all.
+    def write(self, place: Path) -> None:
+        """Write the run, whole or not at all.
+
+        Args:
+            place: a folder, for its `results.json`, or a file whose name ends in `.json`.
 
         Raises:
-            BenchError: the folder cannot be written to.
+            BenchError: nothing can be written there.
         """
         content = json.dumps(asdict(self), indent=1, allow_nan=False)
-        target = folder / FILE_NAME
+        target = place if place.suffix == ".json" else place / FILE_NAME
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             new = target.with_suffix(".new")
             new.write_text(content + "\n", encoding="utf-8")
             new.replace(target)
         except OSError as error:
-            raise BenchError(f"results cannot be written to {folder}: {error}") from error
+            raise BenchError(f"results cannot be written to {place}: {error}") from error
 
 
 def read_run(place: Path) -> Run:

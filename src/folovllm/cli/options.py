@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from folovllm.environment import variable_of
 from folovllm.settings import Settings
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from folovllm.llm import LLM
 
 
@@ -30,30 +32,43 @@ def add_command(
     parser = commands.add_parser(
         name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
     )
-    _add_engine_options(parser)
+    add_settings(parser, ENGINE_CLASSES.values())
     return parser
 
 
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add one option for each field of the engine's configuration classes.
+def add_settings(
+    parser: "argparse.ArgumentParser", classes: Iterable[type[Settings]], prefix: str = ""
+) -> None:
+    """Add one option for each field of configuration classes.
 
     Values stay text here: the configuration classes check them, so that an option and a
     variable are judged by the same rule and explained in the same words.
+
+    Args:
+        parser: what to add them to.
+        classes: whose fields.
+        prefix: of their names, which the options go without: `bench_rounds` is `--rounds`.
     """
     added: set[str] = set()
-    for cls in ENGINE_CLASSES.values():
+    for cls in classes:
         group = parser.add_argument_group(*_title(cls))
         for name, field in cls.model_fields.items():
             if name in added:  # max_model_len is in two classes, and goes to both
                 continue
             added.add(name)
-            flag = "--" + name.replace("_", "-")
-            text = f"{field.description} [{variable_of(name)}]".replace("%", "%%")
-            if field.annotation is bool:
-                action: Any = argparse.BooleanOptionalAction
-                group.add_argument(flag, action=action, default=None, help=text)
-            else:
-                group.add_argument(flag, metavar="VALUE", help=text)
+            flag, how = option_of(name, field, prefix)
+            group.add_argument(flag, **how)
+
+
+def option_of(name: str, field: "FieldInfo", prefix: str = "") -> tuple[str, dict[str, Any]]:
+    """The option of a configuration field: its flag, and what `add_argument` takes beside it."""
+    text = f"{field.description} [{variable_of(name)}]".replace("%", "%%")
+    how: dict[str, Any] = {"dest": name, "default": None, "help": text}
+    if field.annotation is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    else:
+        how["metavar"] = "VALUE"
+    return "--" + name.removeprefix(prefix).replace("_", "-"), how
 
 
 def _title(cls: type[Settings]) -> tuple[str, str | None]:
@@ -63,7 +78,14 @@ def _title(cls: type[Settings]) -> tuple[str, str | None]:
 
 def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The engine options that were really given, by field name."""
-    fields = {name for cls in ENGINE_CLASSES.values() for name in cls.model_fields}
+    return given_options(arguments, ENGINE_CLASSES.values())
+
+
+def given_options(
+    arguments: argparse.Namespace, classes: Iterable[type[Settings]]
+) -> dict[str, Any]:
+    """The options of configuration classes that were really given, by field name."""
+    fields = {name for cls in classes for name in cls.model_fields}
     return {
         name: value
         for name, value in vars(arguments).items()

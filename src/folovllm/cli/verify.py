@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from folovllm.cli.files import check_writable, unwritable
 from folovllm.cli.options import add_command, runnable_config
-from folovllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,7 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a check and a summary; 0 when all is well, else 1."""
     if arguments.json:
-        _check_writable(arguments.json)
+        check_writable("--json", arguments.json)
     config = runnable_config(arguments)
     from folovllm.diagnostics.verify import Verification
 
@@ -56,24 +56,9 @@ def passed(checks: "Iterable[Check]") -> bool:
     return all(check.status == "ok" for check in checks)
 
 
-def _check_writable(path: Path) -> None:
-    """Complain of a wrong file before the work and not after it; leave the file as it is."""
-    new = not path.exists()
-    try:
-        path.open("a", encoding="utf-8").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
 def _write(path: Path, checks: "list[Check]") -> None:
     content = {"schema": 1, "ok": passed(checks), "checks": [asdict(check) for check in checks]}
     try:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--json {path} cannot be written: {error}")
+        raise unwritable("--json", path, error) from error

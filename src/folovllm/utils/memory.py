@@ -21,6 +21,28 @@ def available_memory(root: Path = Path("/")) -> int:
     return max(0, min(limits))
 
 
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """The least that a control group (v2 or v1) of this process allows in all, in bytes.
+
+    Args:
+        root: where `/proc` and `/sys` are found.
+
+    Returns:
+        None without a limit.
+    """
+    limits = [_number(group / "memory.max") for group in _groups(root, "")]
+    limits += [_number(group / "memory.limit_in_bytes") for group in _groups(root, "memory")]
+    # Version 1 says "no limit" with the largest number of pages.
+    return min((limit for limit in limits if limit and limit < 1 << 62), default=None)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MOST = 1 << 30

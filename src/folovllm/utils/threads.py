@@ -15,13 +15,18 @@ def allowed_cores(root: Path = Path("/")) -> int:
         root: where `/sys` is found.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _quota(root / "sys/fs/cgroup")
+    quota = cpu_quota(root)
     limits = [cores or 1, *([math.ceil(quota)] if quota else [])]
     return max(1, min(limits))
 
 
-def _quota(group: Path) -> float | None:
-    """The control group's limit in cores (v2, then v1); None without one."""
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """The control group's limit in cores (v2, then v1); None without one.
+
+    Args:
+        root: where `/sys` is found.
+    """
+    group = root / "sys/fs/cgroup"
     try:
         limit, period = (group / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)

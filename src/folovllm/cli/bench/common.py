@@ -1,0 +1,92 @@
+"""What the benchmarks' commands have in common: options, the session, what is shown at the end."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, TypeAlias
+
+from folovllm.cli.files import check_writable
+from folovllm.cli.options import (
+    add_command,
+    add_settings,
+    given_options,
+    quieten_log,
+    runnable_config,
+)
+from folovllm.config import BenchConfig, EngineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from folovllm.bench.results import Run
+    from folovllm.bench.session import Session
+    from folovllm.settings import Settings
+
+Suite: TypeAlias = "Callable[[EngineConfig, BenchConfig, Session], None]"
+"""Measures something, and hands it to the session's `record`."""
+
+PREFIX = "bench_"
+"""Of the names of benchmarks' settings: `bench_rounds` is --rounds and FOLOVLLM_BENCH_ROUNDS."""
+
+
+def add_suite(
+    benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    *classes: "type[Settings]",
+) -> argparse.ArgumentParser:
+    """Add a benchmark that takes the engine's options and those of all benchmarks.
+
+    Args:
+        benchmarks: what `add_parser` of this package made.
+        name: what the user types.
+        text: what it measures, for the help.
+        classes: with settings of its own, whose names begin with `bench_`; they belong into
+            `CONFIG_CLASSES`.
+    """
+    parser = add_command(benchmarks, name, text)
+    add_settings(parser, (BenchConfig, *classes), PREFIX)
+    return parser
+
+
+def run_suite(arguments: argparse.Namespace, measure: Suite) -> int:
+    """Measure, keep the results where `--json` says, and show them; 0 when all was measured.
+
+    What was measured before an error or Ctrl-C is kept and shown, too.
+
+    Raises:
+        ConfigError: an option is wrong.
+        BenchError: something could not be measured.
+    """
+    options = BenchConfig(**given_options(arguments, [BenchConfig]))
+    if options.bench_html:
+        check_writable("--html", options.bench_html)
+    config = runnable_config(arguments)
+    quieten_log()
+    from folovllm.bench.session import Session, device_limits, settings_of
+
+    settings = settings_of(config, rounds=options.bench_rounds)
+    session = Session(settings, options.bench_json, lambda: device_limits(config), say)
+    try:
+        with session:
+            measure(config, options, session)
+    finally:
+        if session.run.measurements:
+            show(session.run, options.bench_html)
+    return 0
+
+
+def say(line: str) -> None:
+    """Show progress, apart from the results."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def show(run: "Run", html: "Path | None") -> None:  # noqa: ARG001
+    """Print a run's table, and write its report where asked for."""
+    from statistics import median
+
+    for measurement in run.measurements:
+        name = ", ".join(measurement.key)
+        sys.stdout.write(f"{name}: {median(measurement.samples):.4g} {measurement.unit}\n")
+    sys.stdout.flush()
