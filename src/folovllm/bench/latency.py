@@ -102,6 +102,7 @@ class LatencyBench:
         self._engine = engine
         self._floor = floor
         self._seed = seed
+        self._num_draws = 0
         self._record = record
         self._say = say
         self._clock = clock
@@ -170,11 +171,12 @@ class LatencyBench:
         self._engine.abort_request(ids)
 
     def _add(self, count: int, length: int, max_tokens: int | None) -> list[str]:
-        self._seed += 1
+        self._num_draws += 1
         lengths = uniform(Range(length, length), Range(1, 1))
+        seed = f"{self._seed}-latency-{self._num_draws}"
         vocab_size = self._engine.input_processor.vocab_size
-        prompts = RandomSource(lengths, vocab_size, seed=self._seed).draw(count).prompts
-        ids = [f"latency-{self._seed}-{place}" for place in range(count)]
+        prompts = RandomSource(lengths, vocab_size, seed=seed).draw(count).prompts
+        ids = [f"{seed}-{place}" for place in range(count)]
         for request_id, prompt in zip(ids, prompts, strict=True):
             self._engine.add_request(request_id, prompt, replace(_PARAMS, max_tokens=max_tokens))
         return ids

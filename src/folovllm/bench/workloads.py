@@ -121,7 +121,7 @@ class RandomSource:
     """
 
     def __init__(
-        self, lengths: Lengths, vocab_size: int, *, seed: int, num_common: int = 0
+        self, lengths: Lengths, vocab_size: int, *, seed: int | str, num_common: int = 0
     ) -> None:
         """Begin."""
         self._lengths = lengths
@@ -162,7 +162,7 @@ class ConversationSource:
         seed: of the order.
     """
 
-    def __init__(self, requests: list[tuple[list[int], int]], *, seed: int) -> None:
+    def __init__(self, requests: list[tuple[list[int], int]], *, seed: int | str) -> None:
         """Shuffle."""
         self._left = list(requests)
         self._num_requests = len(requests)
