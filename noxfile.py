@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
 from env import (  # noqa: E402
+    benchmarks,
     interpreters,
     locking,
     minimums as minimum,
@@ -52,6 +53,25 @@ def demo(session: nox.Session) -> None:
 def verify(session: nox.Session) -> None:
     """Check that the environment works and a real model answers [-- --json FILE]."""
     _run(session, "folovllm", "verify", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def bench(session: nox.Session) -> None:
+    """Measure how fast this machine loads and runs models [-- load] [-- --compare last]."""
+    with _explained(session):
+        asked = benchmarks.parse(ROOT, session.posargs)
+    new = None
+    if asked.measure is not None:
+        before = benchmarks.runs(ROOT)
+        (ROOT / benchmarks.RESULTS).mkdir(exist_ok=True)
+        try:
+            _run(session, "python", "-m", "pytest", *asked.measure)
+        finally:  # also of what was interrupted
+            new = benchmarks.collect(ROOT, before)
+            if new is not None:
+                _run(session, "folovllm", "bench", "report", str(new))
+    if comparison := asked.comparison(new):
+        _run(session, "folovllm", "bench", *comparison)
 
 
 @nox.session(venv_backend="none")
@@ -109,7 +129,9 @@ def _run(session: nox.Session, tool: str, *arguments: str) -> None:
     """Run a tool of `.venv`, which is set up first."""
     with _explained(session):
         environment.run(ROOT)
-    session.run(str(ROOT / ".venv" / "bin" / tool), *arguments, external=True)
+    command = str(ROOT / ".venv" / "bin" / tool)
+    # On Ctrl-C there are results to be written.
+    session.run(command, *arguments, external=True, interrupt_timeout=30)
 
 
 @contextmanager

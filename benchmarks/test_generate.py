@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM
 
 import folovllm
 from benchmarks.sampling import CLOCK, hand_over
-from folovllm.bench.session import Say
 from folovllm import LLM, SamplingParams
+from folovllm.bench.session import Say
 from folovllm.diagnostics.limits import Limits, measure_limits
 
 WAYS = ("folovllm", "transformers")

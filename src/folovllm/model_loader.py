@@ -17,6 +17,7 @@ from folovllm.config import ModelConfig
 from folovllm.errors import ModelLoadError, explain_load_errors
 from folovllm.utils.common import get_device
 from folovllm.utils.memory import available_memory
+from folovllm.utils.timing import Phases
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +28,22 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
 GIB = 1 << 30
 
+CONFIG_AND_TOKENIZER, WEIGHTS_READ = "config and tokenizer", "weights read"
+"""The parts of loading that `ModelLoader.phases` is told of."""
+
 
 class ModelLoader:
     """Loads the model and the tokenizer that a `ModelConfig` names.
 
     Args:
         model_config: what to load; its `max_model_len` is filled in when it is None.
+        phases: is told what is done: "config and tokenizer", "weights read".
     """
 
-    def __init__(self, model_config: ModelConfig) -> None:
+    def __init__(self, model_config: ModelConfig, phases: Phases | None = None) -> None:
         """Remember what to load; nothing is read yet."""
         self.model_config = model_config
+        self.phases = phases or Phases()
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -67,9 +73,11 @@ class ModelLoader:
         config = self._load_config()
         dtype = self.model_config.torch_dtype or _auto_dtype(config, target)
         _check_memory(self.checkpoint, target, dtype)
+        self.phases.end(CONFIG_AND_TOKENIZER)
         model, way = self._load_weights(config, target, dtype)
         model.eval()
         self._fill_in_length(config)
+        self.phases.end(WEIGHTS_READ)
         logger.info(
             "loaded %s: %s parameters in %s on %s, %s in %.2f s",
             self.model_config.model,

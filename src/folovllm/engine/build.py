@@ -12,12 +12,13 @@ from folovllm.core.scheduler import Scheduler
 from folovllm.engine.input_processor import InputProcessor
 from folovllm.errors import ConfigError
 from folovllm.linear.backend import choose_backend as choose_linear, pack_linears
-from folovllm.model_loader import get_model_and_tokenizer
+from folovllm.model_loader import ModelLoader
 from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.sampling.sampler import Sampler
 from folovllm.utils.memory import keep_freed_memory, use_huge_pages
 from folovllm.utils.threads import use_allowed_cores
+from folovllm.utils.timing import Phases
 from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
 from folovllm.worker.model_runner import ModelRunner
 from folovllm.worker.profiling import profile_gpu
@@ -35,7 +36,10 @@ others wait for as long as a step takes; the GPU's is vLLM's."""
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What an engine is assembled from; `generation_config` is the checkpoint's."""
+    """What an engine is assembled from.
+
+    `generation_config` is the checkpoint's; `load_seconds` says what each part of the work took.
+    """
 
     tokenizer: "PreTrainedTokenizerBase"
     generation_config: "GenerationConfig"
@@ -43,6 +47,7 @@ class EngineParts:
     cache_manager: KVCacheManager
     scheduler: Scheduler
     runner: ModelRunner
+    load_seconds: dict[str, float]
 
 
 def build_parts(config: EngineConfig, device: "str | torch.device | None" = None) -> EngineParts:
@@ -56,9 +61,10 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
         ModelLoadError: the model cannot be loaded, or not be served.
         ConfigError: there is no room for its cache, or settings contradict each other.
     """
+    phases = Phases()
     use_allowed_cores()
     use_huge_pages()
-    hf_model, tokenizer = get_model_and_tokenizer(config.model_config, device)
+    hf_model, tokenizer = ModelLoader(config.model_config, phases).load_model_and_tokenizer(device)
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
     needs = _attention_needs(config, model)
@@ -100,7 +106,11 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     if model.device.type == "cpu":
         keep_freed_memory()  # from here on: what loading freed is better given back
     runner = ModelRunner(model, cache, attention, sampler, block_size)
-    return EngineParts(tokenizer, generation_config, processor, cache_manager, scheduler, runner)
+    phases.end("weights placed")
+    return EngineParts(
+        *(tokenizer, generation_config, processor, cache_manager, scheduler, runner),
+        load_seconds=phases.seconds,
+    )
 
 
 def eos_token_ids(generation_config: "GenerationConfig") -> list[int]:

@@ -36,6 +36,9 @@ class LLMEngine:
         config: everything that can be set.
         device: where to run; None for CUDA where there is one, else the CPU.
 
+    Attributes:
+        load_seconds: what each part of becoming ready took.
+
     Raises:
         ModelLoadError: the model cannot be loaded, or not be served.
         ConfigError: there is no room for its cache.
@@ -45,6 +48,7 @@ class LLMEngine:
         """Load the model and take the memory for its cache."""
         parts = build_parts(config, device)
         self.config = config
+        self.load_seconds = parts.load_seconds
         self.tokenizer = parts.tokenizer
         self.generation_config = parts.generation_config
         self.runner = parts.runner

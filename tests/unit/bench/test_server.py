@@ -206,7 +206,7 @@ def test_as_a_way_of_closed_batches(server):
     way = server_way(ServerTarget(server.url))
     assert way(Workload([[1], [2]], [2, 2])) == 4
     server.answer = (429, ["slow down"])
-    with pytest.raises(BenchError, match="2 of 2 requests failed: .* answered 429: slow down"):
+    with pytest.raises(BenchError, match=r"2 of 2 requests failed: .* answered 429: slow down"):
         way(Workload([[1], [2]], [2, 2]))
 
 

@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from folovllm.cli.bench import latency, sweep, throughput
+from folovllm.cli.bench import latency, load, sweep, throughput
 
 if TYPE_CHECKING:
     import argparse
-    from types import ModuleType
 
-PARTS: "tuple[ModuleType, ...]" = (latency, throughput, sweep)
+PARTS = (load, latency, throughput, sweep)
 """The benchmarks, each a module here with an `add_parser`, in the order of the help."""
 
 

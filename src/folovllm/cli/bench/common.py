@@ -60,6 +60,9 @@ def run_suite(arguments: argparse.Namespace, measure: Suite) -> int:
     """
     options = BenchConfig(**given_options(arguments, [BenchConfig]))
     if options.bench_html:
+        from folovllm.bench.report import require_plots
+
+        require_plots()
         check_writable("--html", options.bench_html)
     config = runnable_config(arguments)
     quieten_log()
@@ -82,11 +85,16 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def show(run: "Run", html: "Path | None") -> None:  # noqa: ARG001
-    """Print a run's table, and write its report where asked for."""
-    from statistics import median
+def show(run: "Run", html: "Path | None") -> None:
+    """Print a run's table, and write its report where asked for.
 
-    for measurement in run.measurements:
-        name = ", ".join(measurement.key)
-        sys.stdout.write(f"{name}: {median(measurement.samples):.4g} {measurement.unit}\n")
+    Raises:
+        BenchError: the report cannot be written.
+    """
+    from folovllm.bench.report import write_html
+    from folovllm.bench.summary import render_text
+
+    sys.stdout.write(render_text(run))
     sys.stdout.flush()
+    if html:
+        write_html(run, html)
