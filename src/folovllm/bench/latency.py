@@ -43,6 +43,12 @@ class LatencyPlan:
     rounds: int = 5
     decode_rounds: int = 2
 
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """Batch and context of each case in which to wait for the next token."""
+        batches = [(batch, self.context) for batch in self.batches]
+        return list(dict.fromkeys(batches + [(1, context) for context in self.contexts]))
+
     def fit(self, max_model_len: int, max_num_seqs: int) -> "LatencyPlan":
         """Leave out what the engine does not take.
 
@@ -131,9 +137,7 @@ class LatencyBench:
             )
 
     def _measure_next_tokens(self, plan: LatencyPlan) -> None:
-        points = [(batch, plan.context) for batch in plan.batches]
-        points += [(1, context) for context in plan.contexts]
-        taken = {point: _Samples() for point in dict.fromkeys(points)}
+        taken = {point: _Samples() for point in plan.points}
         for _ in range(plan.decode_rounds):
             for (batch, context), samples in taken.items():
                 self._decode(batch, context, plan.steps, samples)
@@ -155,19 +159,18 @@ class LatencyBench:
         """Steps in which each sequence of a batch gets a token: a step is the time between two."""
         ids = self._add(batch, context, max_tokens=None)
         waiting = set(ids)
-        while waiting:  # for the first token of the last of them
-            waiting -= self._step()
+        for _ in range(batch * context):  # a token of a prompt is computed in each step at least
+            moved = self._step()
+            waiting -= moved
+            if not waiting:
+                break
+        _check_room(len(moved), batch, context)
         self._floor.take()
         for _ in range(steps):
             start = self._clock()
             moved = self._step()
             samples.add(self._clock() - start, self._floor.take())
-            if len(moved) != batch:
-                raise BenchError(
-                    f"{len(moved)} of {batch} sequences of {context} tokens got a token in a step: "
-                    "max_model_len or the cache is too small for them (cpu_kvcache_space, "
-                    "gpu_memory_utilization)"
-                )
+            _check_room(len(moved), batch, context)
         self._engine.abort_request(ids)
 
     def _add(self, count: int, length: int, max_tokens: int | None) -> list[str]:
@@ -199,6 +202,14 @@ class LatencyBench:
         self._record(measurement)
         p50, p90, p99 = np.percentile(samples.seconds, [50, 90, 99]) * 1000
         self._say(f"latency, {case}: {metric} p50 {p50:.1f}, p90 {p90:.1f}, p99 {p99:.1f} ms")
+
+
+def _check_room(moved: int, batch: int, context: int) -> None:
+    if moved != batch:
+        raise BenchError(
+            f"{moved} of {batch} sequences of {context} tokens run at once: max_model_len or the "
+            "cache is too small for all of them (cpu_kvcache_space, gpu_memory_utilization)"
+        )
 
 
 def _listed(numbers: Sequence[int]) -> str:

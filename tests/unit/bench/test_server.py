@@ -2,6 +2,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -52,6 +53,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def handle(self):
+        with suppress(ConnectionError):  # who gave up, or was cut off
+            super().handle()
 
 
 @pytest.fixture
@@ -184,7 +189,7 @@ def test_a_server_that_is_gone_ends_a_sweep_and_what_was_measured_stays(server):
 
     server.answer = answer
     plan = SweepPlan(Goal(5, 5), rates=(50.0, 60.0, 70.0), seconds=0.08, min_requests=4)
-    with pytest.raises(BenchError, match="cannot be reached: Connection refused"):
+    with pytest.raises(BenchError, match="cannot be reached: Connection "):
         measure_sweep(
             target, source, plan, lambda m: recorded.setdefault((m.case, m.metric), m), lines.append
         )
@@ -196,7 +201,8 @@ def test_a_server_that_is_gone_ends_a_sweep_and_what_was_measured_stays(server):
 
 def test_nothing_more_is_sent_to_a_server_that_is_gone(server):
     target = ServerTarget(server.url)
-    server.socket.close()
+    server.shutdown()
+    server.server_close()
     first, *others = target.run([Arrival(due, [1], 1) for due in (0.0, 0.3, 60.0, 120.0)])
     assert first.error.endswith("Connection refused")
     assert all(outcome.error.startswith("not sent: the server is gone") for outcome in others)

@@ -138,7 +138,8 @@ def test_rates_come_from_a_closed_batch(sweep):
     recorded, _ = sweep(min_requests=5, seconds=0.1)
     assert recorded["all at once", "requests"].samples == pytest.approx([20.0])  # 10 in 0.5 s
     assert "rate" not in recorded["all at once", "requests"].parameters
-    rates = [each.parameters["rate"] for key, each in recorded.items() if key[1] == "goodput"][1:]
+    goodputs = [each for key, each in recorded.items() if key[1] == "goodput"]
+    rates = [each.parameters["rate"] for each in goodputs[1:]]
     assert rates == [5.01, 10.0, 15.8, 20.0, 25.1]
 
 
