@@ -12,7 +12,7 @@ import pytest
 
 from folovllm.bench.session import Record, Say, Session, device_limits, results_folder, settings_of
 from folovllm.bench_config import SUITE_CLASSES
-from folovllm.cli.options import given_options, option_of, runnable_config
+from folovllm.cli.options import given_options, option_of, planned_config, runnable_config
 from folovllm.config import ENGINE_CLASSES, BenchConfig, EngineConfig
 from folovllm.errors import FoloVLLMError
 from folovllm.settings import Settings
@@ -20,7 +20,6 @@ from folovllm.utils.threads import allowed_cores
 
 SUMMARY = pytest.StashKey[list[str]]()
 SESSION = pytest.StashKey[Session]()
-ENGINE = pytest.StashKey[EngineConfig]()
 BENCH = pytest.StashKey[BenchConfig]()
 OWN = pytest.StashKey[dict[type[Settings], Any]]()
 NOT_HERE = ("bench_json", "bench_html")
@@ -52,8 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[OWN] = {
             cls: cls(**given_options(config.option, [cls])) for cls in SUITE_CLASSES
         }
-        if not config.option.collectonly:
-            config.stash[ENGINE] = runnable_config(config.option)
+        planned_config(config.option)
     except FoloVLLMError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[SUMMARY] = []
@@ -62,8 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def engine_config(pytestconfig: pytest.Config) -> EngineConfig:
-    """The engine to measure, by options, variables and defaults."""
-    return pytestconfig.stash[ENGINE]
+    """The engine to measure, by options, variables and defaults; the default model is fetched."""
+    try:
+        return runnable_config(pytestconfig.option)
+    except FoloVLLMError as error:
+        pytest.exit(f"{error}", returncode=1)
 
 
 @pytest.fixture(scope="session")

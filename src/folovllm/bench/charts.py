@@ -20,6 +20,9 @@ Metrics: TypeAlias = Mapping[str, Sequence[Measurement]]
 SERVED = ("requests", "goodput")
 """Of a sweep: what was finished, and what of it within the goal; one plot has both."""
 
+MOST_CHANGES = 16
+"""That a plot shows; the table has all."""
+
 TOLD_BEFORE = {("throughput", "time")}
 """Metrics that another one of their suite shows."""
 
@@ -30,10 +33,12 @@ def suite_plots(run: Run) -> dict[str, list[Plot]]:
         return {suite: list(_plots(suite, each)) for suite, each in by_metric(run).items()}
 
 
-def comparison_plot(comparison: Comparison) -> Plot:
-    """The change of each row, with its interval, beside the noise."""
+def comparison_plots(comparison: Comparison) -> list[Plot]:
+    """The largest changes that are more than noise, if there are any."""
+    changed = [row for row in comparison.rows if row.change.verdict in ("better", "worse")]
+    changed.sort(key=lambda row: -abs(row.loss))
     with style():
-        return ratios(comparison)
+        return [ratios(changed[:MOST_CHANGES], comparison.noise)] if changed else []
 
 
 def _plots(suite: str, metrics: Metrics) -> Iterator[Plot]:

@@ -1,5 +1,6 @@
 """Two runs side by side: what became better, what worse, and what nobody can tell apart."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,16 @@ from typing import Any, Literal
 
 from folovllm.bench.facts import describe_value, identity, software
 from folovllm.bench.results import BenchError, Measurement, Run, read_run
-from folovllm.bench.statistics import SMALLEST_CHANGE, Change, compare_samples, divide, inverse
-from folovllm.bench.tables import Cell, Table, median_cell, sentence
-from folovllm.bench.wording import DASH, change, percent
+from folovllm.bench.statistics import (
+    SMALLEST_CHANGE,
+    Change,
+    compare_samples,
+    divide,
+    inverse,
+    spread,
+)
+from folovllm.bench.tables import Cell, Table, is_speed, sentence
+from folovllm.bench.wording import DASH, change, percent, quantity
 
 LAST = "last"
 """In place of a folder: the newest run before, on the same machine."""
@@ -32,9 +40,10 @@ class Compared:
     def verdict(self) -> str:
         """In words: "faster" and "slower" of times and speeds, "better" and "worse" of others."""
         words = {"better": "faster", "worse": "slower"}
-        is_speed = self.later.unit == "s" or self.later.unit.endswith("/s")
         return (
-            words.get(self.change.verdict, self.change.verdict) if is_speed else self.change.verdict
+            words.get(self.change.verdict, self.change.verdict)
+            if is_speed(self.later.unit)
+            else self.change.verdict
         )
 
     @property
@@ -150,6 +159,24 @@ def _notes(earlier: Run, later: Run, machines: list[str], noise: float) -> Itera
         )
 
 
+def count_verdicts(comparison: Comparison) -> str:
+    """How many rows got which verdict, in a sentence."""
+    found = Counter(row.verdict for row in comparison.rows)
+    named = {"too few samples": "with too few samples to tell"}
+    counts = ", ".join(f"{number} {named.get(name, name)}" for name, number in found.most_common())
+    return f"{len(comparison.rows)} measurements are in both runs: {counts or 'none'}."
+
+
+def describe_rest(comparison: Comparison) -> list[str]:
+    """What only one of the runs has measured, a line a run."""
+    sides = {"earlier": comparison.only_earlier, "later": comparison.only_later}
+    return [
+        f"Only in the {side} run: {'; '.join(', '.join(each.key) for each in measurements)}."
+        for side, measurements in sides.items()
+        if measurements
+    ]
+
+
 def explain(comparison: Comparison) -> str:
     """How verdicts come about, in a sentence."""
     return (
@@ -165,8 +192,8 @@ def comparison_table(comparison: Comparison) -> Table:
     rows = [
         [
             Cell(f"{row.later.metric}, {row.later.case}", row.later.way),
-            median_cell(row.earlier),
-            median_cell(row.later),
+            _median(row.earlier),
+            _median(row.later),
             Cell(change(row.change.ratio), _interval(row.change), row.change.ratio),
             Cell(row.verdict, tone=_TONES.get(row.change.verdict, "")),
         ]
@@ -181,7 +208,14 @@ _TONES: dict[str, Literal["better", "worse"]] = {"better": "better", "worse": "w
 
 
 def _interval(found: Change) -> str:
-    return f"{change(found.low)} {DASH} {change(found.high)}"
+    if found.verdict == "too few samples":
+        return ""
+    return f"{change(found.low)[:-2]} {DASH} {change(found.high)}"
+
+
+def _median(each: Measurement) -> Cell:
+    middle = spread(each.samples).median
+    return Cell(quantity(middle, each.unit), value=middle)
 
 
 def find_run(place: str, root: Path, *, before: Path | None = None) -> Path:

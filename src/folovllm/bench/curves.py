@@ -21,20 +21,20 @@ from folovllm.bench.tables import OURS, sentence
 from folovllm.bench.wording import count, quantity
 
 AXES = {
-    "prompt": "prompt length in tokens",
-    "batch": "sequences in the batch",
-    "context": "context in tokens",
-    "rate": "requests arriving in a second",
+    "prompt": ("prompt length", "tokens"),
+    "batch": ("batch size", "sequences"),
+    "context": ("context", "tokens"),
+    "rate": ("rate of arrival", "requests/s"),
 }
-"""Conditions to draw curves over, by parameter."""
+"""Conditions to draw curves over, by parameter: their names and units."""
 
 HEIGHT = 220.0
 
 MOST_DOTS = 200
 """Samples of one point of a curve; beyond, the percentiles tell more than a heap."""
 
-PERCENTILES = {50: ("-", "━"), 90: ("--", "╍"), 99: (":", "┉")}
-"""Line styles, and what a legend shows of them."""
+PERCENTILES = {50: "-", 90: "--", 99: ":"}
+"""The lines, and their styles."""
 
 
 def curves(
@@ -63,11 +63,11 @@ def curves(
     legend = [Key("●", place % len(SERIES), name) for place, name in enumerate(lines)]
     legend = legend if len(lines) > 1 else []
     if len(percentiles) > 1:
-        legend += [Key(PERCENTILES[p][1], None, f"{p} %") for p in percentiles]
-    legend += [Key("─", None, "limit")] if any(each.limits for each in drawn) else []
+        legend += [Key(PERCENTILES[p], None, f"{p} %") for p in percentiles]
+    legend += [Key("-", None, "limit")] if any(each.limits for each in drawn) else []
     legend += _mark(axes, knees) if axis == "rate" else []
     note = _note(drawn[0], next(iter(lines)) if len(lines) == 1 else "", len(percentiles) > 1)
-    return finish(axes, f"{sentence(metric)} by {AXES[axis]}", note, legend)
+    return finish(axes, f"{sentence(metric)} by {AXES[axis][0]}", note, legend)
 
 
 def served(measurements: Sequence[Sequence[Measurement]], knees: Sequence[float]) -> Plot:
@@ -85,11 +85,16 @@ def served(measurements: Sequence[Sequence[Measurement]], knees: Sequence[float]
         _draw(axes, "rate", sorted(points, key=lambda each: _place(each, "rate")), series, [50])
     values = [value for each in finished for value in each.samples]
     value_axis(axes, "y", [*values, *rates], finished[0].unit)
-    condition_axis(axes, rates, sentence(AXES["rate"]))
+    condition_axis(axes, rates, _title("rate"))
     goal = good[0].parameters.get("goal")
-    legend = [Key("●", 0, "finished"), Key("●", 1, "within the goal"), Key("╍", None, "arriving")]
+    legend = [Key("●", 0, "finished"), Key("●", 1, "within the goal"), Key("--", None, "arriving")]
     note = (f"The goal: {goal}. " if goal else "") + "Higher is better."
     return finish(axes, "Requests served by rate of arrival", note, legend + _mark(axes, knees))
+
+
+def _title(axis: str) -> str:
+    name, unit = AXES[axis]
+    return f"{sentence(name)}, {unit}"
 
 
 def _place(each: Measurement, axis: str) -> float:
@@ -123,7 +128,7 @@ def _draw(
     colour = SERIES[series]
     for percent in percentiles:
         values = [percentile(each.samples, percent) for each in points]
-        axes.plot(places, values, PERCENTILES[percent][0], color=colour)
+        axes.plot(places, values, PERCENTILES[percent], color=colour)
     axes.plot(places, [spread(each.samples).median for each in points], "o", color=colour, ms=5)
     dots = [
         (place, sample)
@@ -142,16 +147,16 @@ def _draw(
 def _axes(axes: Axes, axis: str, drawn: Sequence[Measurement]) -> None:
     values = [v for each in drawn for v in (*each.samples, *(each.limits or []))]
     value_axis(axes, "y", values, drawn[0].unit)
-    condition_axis(axes, [_place(each, axis) for each in drawn], sentence(AXES[axis]))
+    condition_axis(axes, [_place(each, axis) for each in drawn], _title(axis))
 
 
 def _mark(axes: Axes, knees: Sequence[float]) -> list[Key]:
     """The highest rates that are borne."""
     for knee in knees:
         axes.axvline(knee, color=INK, linewidth=1.2, linestyle="-.")
-    return [Key("┊", None, f"knee, {quantity(knee, 'requests/s')}") for knee in knees]
+    return [Key("-.", None, f"knee, {quantity(knee, 'requests/s')}") for knee in knees]
 
 
 def _note(each: Measurement, line: str, several: bool) -> str:
     how = "50, 90 and 99 % of the samples stay below the lines. " if several else ""
-    return f"{sentence(line)}{'. ' if line else ''}{how}{sentence(each.better)} is better."
+    return f"{line}{'. ' if line else ''}{how}{sentence(each.better)} is better."

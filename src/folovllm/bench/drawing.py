@@ -40,7 +40,7 @@ WIDE = 20
 LONGEST = 52
 """Characters of a label that fit the width."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # whose keys matplotlib's own types name, from 3.11 on
     "svg.fonttype": "none",
     "svg.hashsalt": "folovllm",
     "figure.constrained_layout.use": True,
@@ -70,7 +70,7 @@ class Key:
     """An entry of a legend.
 
     Attributes:
-        mark: the character that stands for what is drawn.
+        mark: what is drawn: a line style of matplotlib's, or a character that looks like it.
         series: whose colour it has; None for that of the text.
         label: what it is.
     """
@@ -150,14 +150,17 @@ def value_axis(axes: Axes, which: str, values: Sequence[float], unit: str) -> No
     set_limits = getattr(axes, f"set_{which}lim")
     if low > 0 and high / low > WIDE:
         getattr(axes, f"set_{which}scale")("log")
-        axis.set_major_locator(LogLocator(10, numticks=6))
+        subs = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+        axis.set_major_locator(LogLocator(10, subs, numticks=12))
         set_limits(low / 1.3, high * 1.3)
         axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value, unit)))
     else:
         size, name = scale_of(max(abs(low), abs(high)), unit)
         margin = 0.06 * ((max(high, 0) - min(low, 0)) or 1.0)
-        set_limits(min(low - margin, 0) if low < 0 else 0, max(high + margin, 0))
-        axis.set_major_locator(MaxNLocator(5))
+        ends = (low - margin if low < 0 else 0, high + margin if high > 0 else 0)
+        set_limits(*ends)
+        ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(*(end / size for end in ends))
+        axis.set_major_locator(FixedLocator([tick * size for tick in ticks]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / size:g}"))
         getattr(axes, f"set_{which}label")(label(name))
     axis.set_minor_locator(NullLocator())

@@ -1,9 +1,9 @@
-"""A run in one sentence."""
+"""A run in a sentence or two."""
 
 from folovllm.bench.results import Measurement, Run
 from folovllm.bench.statistics import shares_of_limit, spread
-from folovllm.bench.tables import OURS, relative
-from folovllm.bench.wording import count, number, percent, quantity
+from folovllm.bench.tables import OURS, is_speed, relative, sentence
+from folovllm.bench.wording import count, number, percent, quantity, times
 
 PEERS = ("transformers", "from_pretrained")
 """Ways that a reader knows, and that ours is named beside."""
@@ -13,8 +13,8 @@ PARTIAL = "The run ended before all was measured; what was finished is here."
 """Stands with every form of a run that is partial."""
 
 
-def headline(run: Run) -> str:
-    """How fast the engine generates and how fast it is ready, as far as the run measured it."""
+def headline(run: Run) -> list[str]:
+    """A sentence each: how fast the engine generates, how fast it is ready, if it was measured."""
     ours = [each for each in run.measurements if each.way == OURS]
     speeds = [each for each in ours if each.unit == "tok/s"]
     loads = [each for each in ours if (each.suite, each.metric) == ("load", "ready")]
@@ -22,8 +22,7 @@ def headline(run: Run) -> str:
     clauses = [_generates(run, each) for each in (batches or speeds)[:1]]
     clauses += [_is_ready(run, each) for each in loads[:1]]
     clauses = clauses or [_shows(run, each) for each in (ours or run.measurements)[:1]]
-    text = "; ".join(clauses) or "nothing was measured"
-    return text[:1].upper() + text[1:] + "."
+    return [f"{sentence(clause)}." for clause in clauses or ["nothing was measured"]]
 
 
 def _generates(run: Run, each: Measurement) -> str:
@@ -53,8 +52,8 @@ def _context(run: Run, each: Measurement) -> str:
     for other in run.measurements:
         same = (other.suite, other.case, other.metric) == (each.suite, each.case, each.metric)
         if same and other.way in PEERS:
-            word, ratio = relative(each, other)
-            parts.append(f"{number(ratio.median)} times {word} as {other.way}")
+            word = "fast" if is_speed(each.unit) else "much"
+            parts.append(f"{times(relative(each, other).median)} times as {word} as {other.way}")
     if each.limits is not None:
         share = shares_of_limit(each.samples, each.limits, each.better).median
         parts.append(f"{percent(share)} of what this machine allows")

@@ -6,8 +6,14 @@ from importlib.resources import files
 from itertools import count, groupby
 from string import Template
 
-from folovllm.bench.charts import comparison_plot, suite_plots
-from folovllm.bench.compare import Comparison, comparison_table, explain
+from folovllm.bench.charts import comparison_plots, suite_plots
+from folovllm.bench.compare import (
+    Comparison,
+    comparison_table,
+    count_verdicts,
+    describe_rest,
+    explain,
+)
 from folovllm.bench.drawing import Key, Plot, with_ids
 from folovllm.bench.facts import (
     date_of,
@@ -19,7 +25,7 @@ from folovllm.bench.facts import (
 from folovllm.bench.headline import PARTIAL, headline
 from folovllm.bench.results import Run
 from folovllm.bench.tables import Cell, Table, sentence, suite_tables
-from folovllm.bench.wording import printable, quantity
+from folovllm.bench.wording import duration, printable
 
 Section = tuple[str, str]
 """A title and its content."""
@@ -60,18 +66,20 @@ def render_page(run: Run, comparison: Comparison | None = None) -> str:
 
 def text(content: str) -> str:
     """What a page may contain, whatever the content is."""
-    return escape(printable(content))
+    return escape(printable(content)).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _header(run: Run, titles: Sequence[str]) -> str:
-    facts = (date_of(run), short_machine(run.machine), f"took {quantity(run.seconds, 's')}")
+    facts = (date_of(run), short_machine(run.machine), f"took {duration(run.seconds)}")
     line = " · ".join(text(fact) for fact in facts if fact)
     links = "".join(
         f'<li><a href="#section-{place}">{text(title)}</a></li>'
         for place, title in enumerate(titles)
     )
+    first, *others = headline(run)
+    lead = "".join(f'<p class="lead">{text(other)}</p>' for other in others)
     return (
-        f"<header><p>FoloVLLM benchmarks</p><h1>{text(headline(run))}</h1><p>{line}</p>"
+        f"<header><p>FoloVLLM benchmarks</p><h1>{text(first)}</h1>{lead}<p>{line}</p>"
         f"{_banner(run)}<nav><ul>{links}</ul></nav></header>"
     )
 
@@ -82,15 +90,21 @@ def _banner(run: Run) -> str:
 
 def _comparison(comparison: Comparison, numbers: "count[int]") -> Section:
     earlier = comparison.earlier
-    intro = f"The earlier run: {date_of(earlier)}. {explain(comparison)}"
+    intro = f"The earlier run: {date_of(earlier)}. {count_verdicts(comparison)}"
     notes = "".join(f"<li>{text(note)}</li>" for note in comparison.notes)
     content = (
         f"<p>{text(intro)}</p>"
         + (f'<ul class="notes">{notes}</ul>' if notes else "")
-        + _figures([comparison_plot(comparison)], numbers)
+        + _figures(comparison_plots(comparison), numbers)
         + _table(comparison_table(comparison))
+        + _only(comparison)
+        + f"<p><small>{text(explain(comparison))}</small></p>"
     )
     return "Since the earlier run", content
+
+
+def _only(comparison: Comparison) -> str:
+    return "".join(f"<p>{text(line)}</p>" for line in describe_rest(comparison))
 
 
 def _figures(plots: Iterable[Plot], numbers: "count[int]") -> str:
@@ -108,22 +122,34 @@ def _figure(plot: Plot, name: str) -> str:
     )
 
 
+_DASHES = {"-": "none", "--": "6 3", ":": "2 3", "-.": "7 3 2 3"}
+"""How a line style is drawn in a legend."""
+
+
 def _key(key: Key) -> str:
     colour = "muted" if key.series is None else f"series-{key.series}"
-    mark = f'<span style="color: var(--{colour})" aria-hidden="true">{key.mark}</span>'
+    mark = key.mark
+    if key.mark in _DASHES:
+        mark = (
+            '<svg width="26" height="8"><path d="M0 4h26" fill="none" stroke="currentColor" '
+            f'stroke-width="2" stroke-dasharray="{_DASHES[key.mark]}"/></svg>'
+        )
+    mark = f'<span style="color: var(--{colour})" aria-hidden="true">{mark}</span>'
     return f"<li>{mark}{text(key.label)}</li>"
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{text(column)}</th>' for column in table.columns)
-    groups = table.groups or [None] * len(table.rows)
+    head = "".join(
+        f'<th role="columnheader" scope="col">{text(column)}</th>' for column in table.columns
+    )
+    groups: Sequence[Cell | None] = table.groups or [None] * len(table.rows)
     body = ""
     for group, rows in groupby(zip(groups, table.rows, strict=True), key=lambda pair: pair[0]):
         lines = "".join(_row(row) for _, row in rows)
-        body += f"<tbody>{_group(group, len(table.columns))}{lines}</tbody>"
+        body += f"<tbody role=rowgroup>{_group(group, len(table.columns))}{lines}</tbody>"
     return (
-        f'<div class="scroll"><table><caption>{text(table.caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead>{body}</table></div>"
+        f'<div class="scroll"><table role=table><caption>{text(table.caption)}</caption>'
+        f"<thead role=rowgroup><tr role=row>{head}</tr></thead>{body}</table></div>"
     )
 
 
@@ -131,14 +157,17 @@ def _group(group: Cell | None, width: int) -> str:
     if group is None:
         return ""
     small = f" <small>{text(group.small)}</small>" if group.small else ""
-    return f'<tr><th colspan="{width}" scope="rowgroup">{text(group.text)}{small}</th></tr>'
+    span = f'colspan="{width}" scope="rowgroup"'
+    return f'<tr role="row"><th role="rowheader" {span}>{text(group.text)}{small}</th></tr>'
 
 
 def _row(cells: Sequence[Cell]) -> str:
     first, *others = (_content(cell) for cell in cells)
     tones = (f' class="{cell.tone}"' if cell.tone else "" for cell in cells[1:])
-    data = "".join(f"<td{tone}>{each}</td>" for tone, each in zip(tones, others, strict=True))
-    return f'<tr><th scope="row">{first}</th>{data}</tr>'
+    data = "".join(
+        f"<td role=cell{tone}>{each}</td>" for tone, each in zip(tones, others, strict=True)
+    )
+    return f'<tr role="row"><th role="rowheader" scope="row">{first}</th>{data}</tr>'
 
 
 def _content(cell: Cell) -> str:

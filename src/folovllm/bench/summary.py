@@ -3,12 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-from folovllm.bench.compare import Comparison, comparison_table, explain
+from folovllm.bench.compare import (
+    Comparison,
+    comparison_table,
+    count_verdicts,
+    describe_rest,
+    explain,
+)
 from folovllm.bench.facts import date_of, limits_table, short_machine
 from folovllm.bench.headline import PARTIAL, headline
 from folovllm.bench.results import Run
 from folovllm.bench.tables import Cell, Table, sentence, suite_tables
-from folovllm.bench.wording import printable, quantity
+from folovllm.bench.wording import duration, printable
 
 
 def render_markdown(run: Run, comparison: Comparison | None = None) -> str:
@@ -36,8 +42,10 @@ _Draw = Callable[[Table], str]
 
 
 def _document(run: Run, comparison: Comparison | None, title: _Title, draw: _Draw) -> Iterator[str]:
-    yield title(headline(run))
-    facts = (date_of(run), short_machine(run.machine), f"took {quantity(run.seconds, 's')}")
+    first, *others = headline(run)
+    yield title(first)
+    yield from map(_line, others)
+    facts = (date_of(run), short_machine(run.machine), f"took {duration(run.seconds)}")
     yield " · ".join(_line(fact) for fact in facts if fact)
     if run.partial:
         yield f"PARTIAL: {PARTIAL}"
@@ -56,15 +64,11 @@ def _document(run: Run, comparison: Comparison | None, title: _Title, draw: _Dra
 
 def _compared(comparison: Comparison, draw: _Draw) -> Iterator[str]:
     """The comparison, and what a reader has to know of it."""
-    yield f"Beside the run of {date_of(comparison.earlier)}."
+    yield f"Beside the run of {date_of(comparison.earlier)}: {count_verdicts(comparison)}"
     yield from map(_line, comparison.notes)
     if comparison.rows:
         yield draw(comparison_table(comparison))
-    sides = {"earlier": comparison.only_earlier, "later": comparison.only_later}
-    for side, measurements in sides.items():
-        if measurements:
-            names = "; ".join(", ".join(each.key) for each in measurements)
-            yield _line(f"Only in the {side} run: {names}.")
+    yield from map(_line, describe_rest(comparison))
     yield explain(comparison)
 
 

@@ -14,7 +14,7 @@ from folovllm.bench.statistics import (
     spread,
     times_as_good,
 )
-from folovllm.bench.wording import DASH, number, percent, quantity, span
+from folovllm.bench.wording import DASH, percent, quantity, span, times
 
 OURS = "folovllm"
 """The way that the others stand beside."""
@@ -99,7 +99,8 @@ def single_table(metrics: Sequence[Sequence[Measurement]]) -> Table:
         [Cell(each.way) if several else _case(each), *map(_value, row)]
         for each, row in zip(first, zip(*metrics, strict=True), strict=True)
     ]
-    caption = "One figure each" + ("" if several else f" ({first[0].way})")
+    names = ", ".join(column[0].metric for column in metrics)
+    caption = sentence(names) + ("" if several else f" ({first[0].way})")
     columns = ["Way" if several else "Case", *[sentence(column[0].metric) for column in metrics]]
     return Table(caption, columns, rows, [_case(each) for each in first] if several else [])
 
@@ -146,17 +147,17 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def relative(ours: Measurement, theirs: Measurement) -> tuple[str, Spread]:
-    """How we stand beside another way: what the ratio is of, and the ratio.
+def is_speed(unit: str) -> bool:
+    """Whether what is measured in it is how fast something is, and not how large."""
+    return unit == "s" or unit.endswith("/s")
 
-    A speed is the better the higher, and so is its ratio; of memory it is told how much we take.
-    """
+
+def relative(ours: Measurement, theirs: Measurement) -> Spread:
+    """How we stand beside another way: how many times as fast, or how many times as much."""
     ratio = times_as_good(ours.samples, theirs.samples, ours.better)
-    if ours.unit == "s" or ours.unit.endswith("/s"):
-        return "as fast", ratio
-    if ours.better == "higher":
-        return "as much", ratio
-    return "as much", Spread(*map(inverse, (ratio.median, ratio.highest, ratio.lowest)))
+    if is_speed(ours.unit) or ours.better == "higher":
+        return ratio
+    return Spread(*map(inverse, (ratio.median, ratio.highest, ratio.lowest)))
 
 
 _Column: TypeAlias = Callable[[Measurement], Cell]
@@ -173,14 +174,16 @@ def _columns(measurements: Sequence[Measurement]) -> dict[str, _Column]:
         columns["Of the limit"] = _share
     ours = {each.case: each for each in measurements if each.way == OURS}
     if any(each.way != OURS and each.case in ours for each in measurements):
-        columns[f"{OURS} is"] = partial(_beside, ours)
+        word = "fast" if is_speed(measurements[0].unit) else "much"
+        columns[f"{OURS}: times as {word}"] = partial(_beside, ours)
     return columns
 
 
 def median_cell(each: Measurement) -> Cell:
     """The median, and the range of all samples."""
     middle, low, high = spread(each.samples)
-    return Cell(quantity(middle, each.unit), span(low, high, each.unit), middle)
+    ends = span(low, middle, high, each.unit) if len(each.samples) > 1 else ""
+    return Cell(quantity(middle, each.unit), ends, middle)
 
 
 def _percentile(percent_: float, each: Measurement) -> Cell:
@@ -192,11 +195,11 @@ def _share(each: Measurement) -> Cell:
     if each.limits is None:
         return Cell("")
     middle, low, high = shares_of_limit(each.samples, each.limits, each.better)
-    return Cell(percent(middle), f"{percent(low)} {DASH} {percent(high)}", middle)
+    return Cell(percent(middle), f"{percent(low)[:-2]} {DASH} {percent(high)}", middle)
 
 
 def _beside(ours: Mapping[str, Measurement], each: Measurement) -> Cell:
     if each.way == OURS or each.case not in ours:
         return Cell("")
-    word, (middle, low, high) = relative(ours[each.case], each)
-    return Cell(f"{number(middle)} × {word}", span(low, high, ""), middle)
+    middle, low, high = relative(ours[each.case], each)
+    return Cell(f"{times(middle)} ×", f"{times(low)} {DASH} {times(high)}", middle)

@@ -33,10 +33,10 @@ def quantity(value: float, unit: str) -> str:
     return f"{number(value / size)} {name}".strip()
 
 
-def span(low: float, high: float, unit: str) -> str:
-    """From one value to another, in one unit."""
-    size, name = scale_of(high, unit)
-    return f"{number(low / size)} {DASH} {number(high / size)} {name}".strip()
+def span(low: float, middle: float, high: float, unit: str) -> str:
+    """From one value to another, in the unit that `quantity` writes the middle one in."""
+    size, _ = scale_of(middle, unit)
+    return f"{number(low / size)} {DASH} {number(high / size)}"
 
 
 def number(value: float) -> str:
@@ -52,7 +52,13 @@ def number(value: float) -> str:
 
 def count(value: float) -> str:
     """A parameter: a whole number without decimals."""
-    return f"{value:,.0f}" if float(value).is_integer() else number(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time that one waits: "42 s", "8 min 43 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
 
 
 def percent(share: float) -> str:
@@ -61,9 +67,15 @@ def percent(share: float) -> str:
     return f"{share * 100:,.{digits}f} %".replace("-", "−").replace("inf", "∞")
 
 
+def times(ratio: float) -> str:
+    """A ratio: "2.75", "0.55", "18.3"."""
+    return f"{ratio:.2f}" if abs(ratio) < 10 else number(ratio)
+
+
 def change(ratio: float) -> str:
     """What a ratio adds or takes: "+12 %", "−3.1 %"."""
-    return ("+" if ratio > 1 else "") + percent(ratio - 1)
+    added = ratio - 1
+    return "0 %" if abs(added) < 5e-4 else ("+" if added > 0 else "") + percent(added)
 
 
 def printable(text: str) -> str:
