@@ -120,10 +120,11 @@ def _escaped(text: str) -> str:
 def _text(table: Table) -> str:
     """A table with aligned columns; a group is a line above its rows."""
     rows = [[_line(_text_cell(cell)) for cell in row] for row in table.rows]
-    lines = [table.columns, *rows]
+    columns = [_line(column) for column in table.columns]
+    lines = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     indent = "  " if table.groups else ""
-    drawn = [_line(table.caption), indent + _aligned(table.columns, widths)]
+    drawn = [_line(table.caption), indent + _aligned(columns, widths)]
     groups = table.groups or [Cell("")] * len(rows)
     for group, pairs in groupby(zip(groups, rows, strict=True), key=lambda pair: pair[0]):
         drawn += [_line(_text_cell(group))] if table.groups else []
