@@ -70,6 +70,8 @@ def bench(session: nox.Session) -> None:
             new = benchmarks.collect(ROOT, before)
             if new is not None:
                 _run(session, "folovllm", "bench", "report", str(new))
+    if report := asked.compared_report(new):
+        _run(session, "folovllm", "bench", *report, silent=True)
     if comparison := asked.comparison(new):
         _run(session, "folovllm", "bench", *comparison)
 
@@ -125,13 +127,13 @@ def minimums(session: nox.Session) -> None:
     session.run(str(python), "-m", "pytest", *session.posargs, external=True)
 
 
-def _run(session: nox.Session, tool: str, *arguments: str) -> None:
-    """Run a tool of `.venv`, which is set up first."""
+def _run(session: nox.Session, tool: str, *arguments: str, silent: bool = False) -> None:
+    """Run a tool of `.venv`, which is set up first; silent unless it fails where asked for."""
     with _explained(session):
         environment.run(ROOT)
     command = str(ROOT / ".venv" / "bin" / tool)
     # On Ctrl-C there are results to be written.
-    session.run(command, *arguments, external=True, interrupt_timeout=30)
+    session.run(command, *arguments, external=True, interrupt_timeout=30, silent=silent)
 
 
 @contextmanager

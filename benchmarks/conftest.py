@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from folovllm.bench.session import Record, Say, Session, device_limits, results_folder, settings_of
-from folovllm.cli.options import given_options, option_of, runnable_config
+from folovllm.cli.options import given_options, option_of, planned_config, runnable_config
 from folovllm.config import ENGINE_CLASSES, BenchConfig, EngineConfig
 from folovllm.errors import FoloVLLMError
 from folovllm.utils.threads import allowed_cores
 
 SUMMARY = pytest.StashKey[list[str]]()
 SESSION = pytest.StashKey[Session]()
-ENGINE = pytest.StashKey[EngineConfig]()
 BENCH = pytest.StashKey[BenchConfig]()
 NOT_HERE = ("bench_json", "bench_html")
 """What a command is told in options, and what here has its place."""
@@ -45,8 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options before anything is measured."""
     try:
         config.stash[BENCH] = BenchConfig(**given_options(config.option, [BenchConfig]))
-        if not config.option.collectonly:
-            config.stash[ENGINE] = runnable_config(config.option)
+        planned_config(config.option)
     except FoloVLLMError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[SUMMARY] = []
@@ -55,8 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def engine_config(pytestconfig: pytest.Config) -> EngineConfig:
-    """The engine to measure, by options, variables and defaults."""
-    return pytestconfig.stash[ENGINE]
+    """The engine to measure, by options, variables and defaults; the default model is fetched."""
+    try:
+        return runnable_config(pytestconfig.option)
+    except FoloVLLMError as error:
+        pytest.exit(f"{error}", returncode=1)
 
 
 @pytest.fixture(scope="session")

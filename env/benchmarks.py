@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DEFAULT = ("load", "latency", "generate", "throughput", "sweep")
 """What is run where no benchmark is named; the others are by name only."""
 
+OTHER_MACHINE = "--other-machine"
+
 RESULTS = "benchmarks/results"
 OWN_RESULTS = f"{RESULTS}/pytest-benchmark.json"
 """Where pytest-benchmark writes its results; they go into the run's folder afterwards."""
@@ -36,9 +38,19 @@ class Request:
     judge: list[str]
 
     def comparison(self, new: Path | None) -> list[str]:
-        """The arguments of the `folovllm bench` that compares; none when there is nothing to."""
-        runs = [*self.compare, *([str(new)] if new and self.compare else [])]
+        """What `folovllm bench` compares by; nothing where there are no two runs."""
+        runs = self._runs(new)
         return ["compare", *runs, *self.judge] if len(runs) == 2 else []
+
+    def compared_report(self, new: Path | None) -> list[str]:
+        """What `folovllm bench` makes the new run's report by, with the comparison in it."""
+        if new is None or len(self._runs(new)) != 2:
+            return []
+        other = [option for option in self.judge if option == OTHER_MACHINE]
+        return ["report", str(new), "--against", *self.compare, *other]
+
+    def _runs(self, new: Path | None) -> list[str]:
+        return [*self.compare, *([str(new)] if new and self.compare else [])]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +77,7 @@ def parse(root: Path, arguments: Sequence[str]) -> Request:
     )
     parser.add_argument("--compare", nargs="+", default=[])
     parser.add_argument("--fail-over")
-    parser.add_argument("--other-machine", action="store_true")
+    parser.add_argument(OTHER_MACHINE, action="store_true")
     given, rest = parser.parse_known_args(list(arguments))
     known = {path.stem.removeprefix("test_") for path in (root / "benchmarks").glob("test_*.py")}
     names = list(takewhile(lambda argument: not argument.startswith("-"), rest))
@@ -77,7 +89,7 @@ def parse(root: Path, arguments: Sequence[str]) -> Request:
     if len(given.compare) == 2 and rest:
         parser.error(f"--compare with two runs measures nothing: leave out {' '.join(rest)}")
     judge = ["--fail-over", given.fail_over] if given.fail_over else []
-    judge += ["--other-machine"] if given.other_machine else []
+    judge += [OTHER_MACHINE] if given.other_machine else []
     if judge and not given.compare:
         parser.error(f"{judge[0]} says how to compare: name a run with --compare")
     if len(given.compare) == 2:

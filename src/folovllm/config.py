@@ -104,7 +104,9 @@ class ModelConfig(Settings):
 class CacheConfig(Settings):
     """The paged key-value cache."""
 
-    block_size: PositiveInt = Field(16, description="Tokens in a block of the KV cache")
+    block_size: PositiveInt = Field(
+        16, description="Tokens in a block of the KV cache; unset, `flash` attention takes 256"
+    )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of the GPU's memory to use, above 0 and at most 1"
     )

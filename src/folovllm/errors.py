@@ -26,6 +26,20 @@ class EngineDeadError(FoloVLLMError, RuntimeError):
     """The engine met an error that left it in a state in which it cannot go on."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the host or on a device; CUDA's libraries say so each its way."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate",
+    "cannot allocate memory",
+    "status_alloc_failed",
+)
+
+
 @contextmanager
 def explain_load_errors(what: str) -> Iterator[None]:
     """Turn whatever a library raises over a model's files into a `ModelLoadError`.
@@ -51,7 +65,7 @@ def explain_load_errors(what: str) -> Iterator[None]:
 
 def _advice(error: Exception) -> str:
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
+    if is_out_of_memory(error):
         return "Memory ran out: take a smaller model or data type, or free memory"
     if "no space left" in text:
         return "The disk is full: free some space"

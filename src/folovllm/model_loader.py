@@ -16,6 +16,7 @@ from folovllm.checksums import check_changed_files
 from folovllm.config import ModelConfig
 from folovllm.errors import ModelLoadError, explain_load_errors
 from folovllm.utils.common import get_device
+from folovllm.utils.dtypes import choose_dtype
 from folovllm.utils.memory import available_memory
 from folovllm.utils.timing import Phases
 
@@ -67,11 +68,13 @@ class ModelLoader:
 
         Raises:
             ModelLoadError: the model cannot be loaded; the message says why and what to do.
+            ConfigError: the device has no such data type.
         """
         start = time.perf_counter()
         target = _device(device)
         config = self._load_config()
-        dtype = self.model_config.torch_dtype or _auto_dtype(config, target)
+        own: Any = config.get_text_config().dtype
+        dtype = choose_dtype(self.model_config.torch_dtype, own, target)
         _check_memory(self.checkpoint, target, dtype)
         self.phases.end(CONFIG_AND_TOKENIZER)
         model, way = self._load_weights(config, target, dtype)
@@ -232,18 +235,6 @@ def _device(device: "str | torch.device | None") -> "torch.device":
         return get_device(device)
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
-
-
-def _auto_dtype(config: "PreTrainedConfig", device: "torch.device") -> "torch.dtype":
-    """The data type for "auto": float32 on a CPU, a half type elsewhere."""
-    import torch
-
-    from folovllm.direct_load import HALF_TYPES
-
-    if device.type == "cpu":
-        return torch.float32
-    own = config.get_text_config().dtype
-    return own if own in HALF_TYPES else torch.float16
 
 
 def _check_architecture(checkpoint: Checkpoint, *, trusted: bool) -> None:

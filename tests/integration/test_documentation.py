@@ -134,7 +134,7 @@ class TestReference:
         path.write_text(text.replace("Tokens in a block", "Bytes in a block"), encoding="utf-8")
         result = run([sys.executable, str(checkout / GENERATOR)])
         assert result.returncode == 1
-        assert "has no translation of 'Tokens in a block of the KV cache'" in result.stderr
+        assert "has no translation of 'Tokens in a block of the KV cache; unset" in result.stderr
 
     def test_page_without_markers_is_named(self, checkout: Path) -> None:
         (checkout / "README.md").write_text("# Nothing\n")

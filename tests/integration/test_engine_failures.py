@@ -1,6 +1,7 @@
 """A step that fails ends the requests that it touches, and no others."""
 
 import re
+import threading
 
 import pytest
 import torch
@@ -109,17 +110,62 @@ def test_those_that_were_swapped_out_by_it_go_on(make_llm, monkeypatch):
     assert tokens_of(llm) == expected
 
 
-def test_a_lost_device(make_llm, monkeypatch):
+def test_a_step_is_told_by_its_size(make_llm, monkeypatch):
     llm = make_llm()
-    fail_once(llm, monkeypatch, RuntimeError("CUDA error: an illegal memory access"), at=1)
+    fail_once(llm, monkeypatch, torch.OutOfMemoryError("CUDA out of memory."), at=1)
+    (error,) = {out.error for out in llm.generate(PROMPTS, GREEDY, use_tqdm=False)}
+    assert error == (
+        "a step of 3 tokens of 3 sequences, the longest of 10 tokens, failed: OutOfMemoryError: "
+        "CUDA out of memory.; lower max_num_batched_tokens, max_num_seqs or gpu_memory_utilization"
+    )
+
+
+LOST = {
+    "torch": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    "older": RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with"),
+    "triton": RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_a_lost_device(make_llm, monkeypatch, kind):
+    llm = make_llm()
+    fail_once(llm, monkeypatch, LOST[kind], at=1)
     outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
-    assert all("CUDA error" in out.error for out in outputs)
-    with pytest.raises(EngineDeadError, match="illegal memory access"):
+    for out in outputs:
+        assert out.finished
+        assert out.error.startswith("a step of 3 tokens of 3 sequences")
+        assert "`folovllm verify-cuda`" in out.error
+    with pytest.raises(EngineDeadError, match=r"illegal memory access.*start it anew"):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     with pytest.raises(EngineDeadError):
         llm.llm_engine.add_request("r", [5], GREEDY)
     with pytest.raises(EngineDeadError):
         llm.llm_engine.step()
+
+
+def test_nobody_waits_for_a_lost_device(make_llm, monkeypatch):
+    """Threads whose requests were not part of the step that lost it are told as well."""
+    llm = make_llm(max_num_seqs=2)
+    fail_once(llm, monkeypatch, LOST["torch"], at=4)
+    ends = []
+
+    def generate(prompt):
+        try:
+            (out,) = llm.generate([prompt], GREEDY, use_tqdm=False)
+            ends.append(out.error)
+        except EngineDeadError as error:
+            ends.append(str(error))
+
+    prompts = [*PROMPTS, [50, 51], [52]]
+    threads = [threading.Thread(target=generate, args=(prompt,), daemon=True) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(ends) == len(prompts)
+    assert all("illegal memory access" in end for end in ends)
 
 
 def test_ctrl_c(make_llm, monkeypatch):

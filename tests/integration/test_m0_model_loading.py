@@ -16,7 +16,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from folovllm import ModelConfig, ModelLoader, ModelLoadError, get_model_and_tokenizer
 from folovllm.checksums import write_checksums
 from folovllm.direct_load import STRAIGHT_TYPES
-from folovllm.model_loader import _auto_dtype
 
 DTYPES = (torch.float32, torch.bfloat16)
 # transformers merges the experts' weights of the former and renames the latter's head.
@@ -144,20 +143,6 @@ class TestMapping:
 class TestDtypeAndDevice:
     def test_auto_on_a_cpu_is_float32(self, save_tiny):
         assert load(save_tiny(dtype=torch.bfloat16), dtype="auto").dtype == torch.float32
-
-    @pytest.mark.parametrize(
-        ("own", "expected"),
-        [
-            (torch.bfloat16, torch.bfloat16),
-            (torch.float16, torch.float16),
-            (torch.float32, torch.float16),
-            (None, torch.float16),
-        ],
-    )
-    def test_auto_on_cuda_is_a_half_type(self, own, expected):
-        from transformers import LlamaConfig
-
-        assert _auto_dtype(LlamaConfig(dtype=own), torch.device("cuda")) == expected
 
     @pytest.mark.parametrize("dtype", ["half", "float16", "bfloat16", "float", "float32"])
     def test_named_types(self, save_tiny, dtype):

@@ -66,7 +66,10 @@ def code_of(*arguments):
 # Help and version
 
 
-@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), *((name, "--help") for name in COMMANDS), ("bench", "load", "--help")],
+)
 def test_help(arguments, capsys):
     assert code_of(*arguments) == 0
     output = capsys.readouterr().out
@@ -81,6 +84,14 @@ def test_help_names_every_engine_field_once(capsys):
     for cls in ENGINE_CLASSES.values():
         for name in cls.model_fields:
             assert options.count(f"[FOLOVLLM_{name.upper()}]") == 1, name
+
+
+def test_help_of_a_benchmark_has_the_options_of_all(capsys):
+    code_of("bench", "load", "--help")
+    output = capsys.readouterr().out
+    for name in ("rounds", "json", "html"):
+        assert f"--{name} VALUE" in output
+        assert f"[FOLOVLLM_BENCH_{name.upper()}]" in output
 
 
 def test_help_is_shown_whatever_the_environment(monkeypatch, capsys):
@@ -108,6 +119,10 @@ def test_as_a_module():
         "import folovllm.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass",
         "import folovllm.cli.main as m\ntry: m.main(['demo', '--help'])\nexcept SystemExit: pass",
         "import folovllm.cli.main as m\ntry: m.main(['chat', '--help'])\nexcept SystemExit: pass",
+        (
+            "from folovllm.cli.main import main\ntry: main(['bench', 'load', '--help'])\n"
+            "except SystemExit: pass"
+        ),
         "import folovllm.cli.main as m; m.main(['config'])",
     ],
 )
@@ -129,6 +144,9 @@ def test_nothing_heavy_is_imported(code):
         ((), "COMMAND"),
         (("serv",), "'serv'"),
         (("config", "--colour"), "--colour"),
+        (("bench",), "BENCHMARK"),
+        (("bench", "loud"), "'loud'"),
+        (("bench", "load", "--round", "2"), "--round"),
         (("config", "--dtyp", "half"), "--dtyp"),  # abbreviations would change their meaning
         (("config", "--block-size"), "--block-size"),
         (("config", "extra"), "extra"),

@@ -3,12 +3,13 @@
 import logging
 
 from folovllm.attention.backend import AttentionBackend, AttentionNeeds
+from folovllm.attention.flash import FlashBackend
 from folovllm.attention.sdpa import SdpaBackend
 from folovllm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: tuple[AttentionBackend, ...] = (SdpaBackend(),)
+BACKENDS: tuple[AttentionBackend, ...] = (FlashBackend(), SdpaBackend())
 """In the order in which they are tried. Making one costs nothing: what it needs is imported when
 it is first used."""
 
@@ -21,18 +22,28 @@ def choose_backend(needs: AttentionNeeds, asked: str | None) -> AttentionBackend
         asked: `ModelConfig.attention_backend`.
 
     Raises:
-        ConfigError: the one that was asked for cannot serve; the message says which could.
+        ConfigError: as `find_backend`.
     """
-    refusals = {backend.name: backend.refusal(needs) for backend in BACKENDS}
-    serving = [backend for backend in BACKENDS if refusals[backend.name] is None]
-    if asked is None:
-        chosen = serving[0]
-    elif refusals[asked] is None:
-        chosen = next(backend for backend in serving if backend.name == asked)
-    else:
-        names = " or ".join(backend.name for backend in serving)
-        raise ConfigError(f"attention_backend: {asked} {refusals[asked]}; {names} can serve here")
-    passed = [f"{name} {why}" for name, why in refusals.items() if why is not None]
-    reason = "asked for" if asked else "; ".join(passed) or "the first choice"
+    chosen, reason = find_backend(needs, asked)
     logger.info("attention is computed by the %s backend (%s)", chosen.name, reason)
     return chosen
+
+
+def find_backend(needs: AttentionNeeds, asked: str | None) -> tuple[AttentionBackend, str]:
+    """The backend that was asked for, else the first that serves, and why it is that one.
+
+    Backends that need not be asked are not: it may take importing what they need.
+
+    Raises:
+        ConfigError: the one that was asked for cannot serve; the message says which could.
+    """
+    passed: list[str] = []
+    for backend in BACKENDS:
+        if asked not in {None, backend.name}:
+            continue
+        why = backend.refusal(needs)
+        if why is None:
+            return backend, "asked for" if asked else "; ".join(passed) or "the first choice"
+        passed.append(f"{backend.name} {why}")
+    able = " or ".join(one.name for one in BACKENDS if one.refusal(needs) is None)
+    raise ConfigError(f"attention_backend: {'; '.join(passed)}; {able} can serve here")

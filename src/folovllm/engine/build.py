@@ -4,8 +4,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from folovllm.attention.backend import AttentionNeeds
-from folovllm.attention.choice import choose_backend as choose_attention
+import torch
+
+from folovllm.attention.backend import AttentionBackend, AttentionNeeds, LayerAttention
+from folovllm.attention.choice import (
+    choose_backend as choose_attention,
+    find_backend as find_attention,
+)
 from folovllm.config import EngineConfig
 from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.scheduler import Scheduler
@@ -16,6 +21,7 @@ from folovllm.model_loader import ModelLoader
 from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.sampling.sampler import Sampler
+from folovllm.utils.common import get_device
 from folovllm.utils.memory import keep_freed_memory, use_huge_pages
 from folovllm.utils.threads import use_allowed_cores
 from folovllm.utils.timing import Phases
@@ -24,7 +30,6 @@ from folovllm.worker.model_runner import ModelRunner
 from folovllm.worker.profiling import profile_gpu
 
 if TYPE_CHECKING:
-    import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -50,7 +55,7 @@ class EngineParts:
     load_seconds: dict[str, float]
 
 
-def build_parts(config: EngineConfig, device: "str | torch.device | None" = None) -> EngineParts:
+def build_parts(config: EngineConfig, device: str | torch.device | None = None) -> EngineParts:
     """Load the model, take the memory of its cache and put everything around it together.
 
     Args:
@@ -64,10 +69,11 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     phases = Phases()
     use_allowed_cores()
     use_huge_pages()
+    _check_attention(config, device)
     hf_model, tokenizer = ModelLoader(config.model_config, phases).load_model_and_tokenizer(device)
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
-    needs = _attention_needs(config, model)
+    needs = _attention_needs(config, model.device, model.dtype, tuple(model.attention))
     attention = choose_attention(needs, config.model_config.attention_backend)
     block_size = needs.block_size or attention.block_size
     linear = choose_linear(model.device, model.dtype)
@@ -77,7 +83,9 @@ def build_parts(config: EngineConfig, device: "str | torch.device | None" = None
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
-    num_blocks, num_host_blocks = _count_blocks(config, model, block_size, max_model_len, budget)
+    num_blocks, num_host_blocks = _count_blocks(
+        config, model, attention, block_size, max_model_len, budget
+    )
     cache_manager = KVCacheManager(
         num_blocks,
         block_size,
@@ -131,14 +139,32 @@ def batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -
     return max(chosen, max_model_len) if whole_prompts else chosen
 
 
-def _attention_needs(config: EngineConfig, model: PagedModel) -> AttentionNeeds:
+def _check_attention(config: EngineConfig, device: str | torch.device | None) -> None:
+    """Refuse a backend that cannot serve here whatever the model is, before it is loaded."""
+    asked = config.model_config.attention_backend
+    if asked is not None:
+        dtype = config.model_config.torch_dtype or torch.float16  # which no backend refuses
+        find_attention(_attention_needs(config, get_device(device), dtype, ()), asked)
+
+
+def _attention_needs(
+    config: EngineConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: tuple[LayerAttention, ...],
+) -> AttentionNeeds:
     cache = config.cache_config
     asked = cache.block_size if "block_size" in cache.model_fields_set else None
-    return AttentionNeeds(model.device, model.dtype, tuple(model.attention), asked)
+    return AttentionNeeds(device, dtype, layers, asked)
 
 
 def _count_blocks(
-    config: EngineConfig, model: PagedModel, block_size: int, max_model_len: int, budget: int
+    config: EngineConfig,
+    model: PagedModel,
+    attention: AttentionBackend,
+    block_size: int,
+    max_model_len: int,
+    budget: int,
 ) -> tuple[int, int]:
     """How many blocks the cache has on the device, block 0 included, and on the host."""
     cache = config.cache_config
@@ -147,6 +173,8 @@ def _count_blocks(
     if model.device.type == "cuda":
         profile = profile_gpu(
             model,
+            attention,
+            block_size,
             budget,
             config.scheduler_config.max_num_seqs,
             max_model_len,

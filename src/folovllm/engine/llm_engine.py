@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
 from folovllm.core.scheduler_output import SchedulerOutput
 from folovllm.engine.build import build_parts
+from folovllm.engine.failures import explain_failure, is_fatal
 from folovllm.engine.input_processor import PromptType
 from folovllm.engine.output_processor import OutputProcessor
 from folovllm.engine.stats import EngineStats, SchedulerState
@@ -36,18 +38,22 @@ class LLMEngine:
         config: everything that can be set.
         device: where to run; None for CUDA where there is one, else the CPU.
 
-    Attributes:
-        load_seconds: what each part of becoming ready took.
-
     Raises:
         ModelLoadError: the model cannot be loaded, or not be served.
-        ConfigError: there is no room for its cache.
+        ConfigError: there is no room for its cache, or the device cannot do what was asked for.
+
+    Attributes:
+        config: as given, with the block size that the attention backend took.
+        load_seconds: what each part of becoming ready took.
     """
 
     def __init__(self, config: EngineConfig, device: "str | torch.device | None" = None) -> None:
         """Load the model and take the memory for its cache."""
         parts = build_parts(config, device)
-        self.config = config
+        self.config = copy(config)  # the caller's own may configure another engine
+        self.config.cache_config = config.cache_config.model_copy(
+            update={"block_size": parts.runner.block_size}
+        )
         self.load_seconds = parts.load_seconds
         self.tokenizer = parts.tokenizer
         self.generation_config = parts.generation_config
@@ -269,29 +275,3 @@ class LLMEngine:
             except BaseException as error:
                 self._dead = f"{type(error).__name__} while keeping its books: {error}"
                 raise
-
-
-def explain_failure(plan: SchedulerOutput, cause: Exception | str) -> str:
-    """What a user is told of a step that failed: its size, the cause, and what to do."""
-    size = f"a step of {plan.num_tokens} tokens of {len(plan.scheduled)} sequences"
-    if isinstance(cause, str):
-        return f"{size} was {cause}"
-    lines = str(cause).strip().splitlines()
-    text = f"{size} failed: {type(cause).__name__}: {lines[0] if lines else 'no message'}"
-    if is_out_of_memory(cause):
-        text += "; lower max_num_batched_tokens, max_num_seqs or the size of the KV cache"
-    return text
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on the host or on a device."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
-
-
-def is_fatal(error: Exception) -> bool:
-    """Whether the device is of no use any more to this process.
-
-    After a CUDA error other than want of memory, every later call fails as well.
-    """
-    return not is_out_of_memory(error) and "CUDA error" in str(error)

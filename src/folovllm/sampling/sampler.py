@@ -24,6 +24,8 @@ from folovllm.sampling.truncation import Limits, draw_truncated
 _RANDOM, _TRUNCATED = int(Stage.RANDOM), int(Stage.TRUNCATED)
 _EDITED, _LOGPROBS = int(Stage.EDITED), int(Stage.LOGPROBS)
 
+_PROMPT_ROWS = 256
+
 
 @dataclass(slots=True)
 class SampledTokens:
@@ -109,8 +111,10 @@ class Sampler:
                 each position to report as well; -1 for the vocabulary.
         """
         count = self._vocab_size if count == -1 else min(count, self._vocab_size)
-        tokens = torch.tensor(token_ids, dtype=torch.int64).to(self._device)
-        table = logprobs.tabulate(logits[:, : self._vocab_size], tokens, count)
+        raw, tokens = logits[:, : self._vocab_size], self._send(token_ids)
+        # A long prompt's rows together would take memory that no other step takes.
+        parts = zip(raw.split(_PROMPT_ROWS), tokens.split(_PROMPT_ROWS), strict=True)
+        table = torch.cat([logprobs.tabulate(*part, count) for part in parts])
         return logprobs.to_dicts(token_ids, table.tolist(), count)
 
     def forget(self, request_id: str) -> None:

@@ -1,12 +1,14 @@
 """The tensors of the paged KV cache: how many blocks, made where, and moved how."""
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import torch
 
 from folovllm.attention.backend import LayerCache, LayerSpec
-from folovllm.errors import ConfigError
+from folovllm.errors import ConfigError, is_out_of_memory
 from folovllm.utils.memory import available_memory
 
 GIB = 1 << 30
@@ -27,6 +29,9 @@ class KVCache:
     Attributes:
         layers: each layer's cache on the device.
         host_layers: each layer's cache in host memory.
+
+    Raises:
+        ConfigError: the memory is not there.
     """
 
     def __init__(
@@ -50,10 +55,18 @@ class KVCache:
                 for layer in layers
             ]
 
-        self.layers = make(num_blocks, device)
-        self.host_layers = make(num_host_blocks, torch.device("cpu"))
-        if device.type == "cuda":  # so that the device copies from and to it by itself
-            self.host_layers = [LayerCache(*(p.pin_memory() for p in c)) for c in self.host_layers]
+        host = torch.device("cpu")
+        gib = bytes_per_block(layers, block_size, dtype) / GIB
+        what = f"{num_blocks} blocks, {num_blocks * gib:.1f} GiB, on {device}"
+        knob = "gpu_memory_utilization" if device.type == "cuda" else "cpu_kvcache_space"
+        with _explain(what, f"num_gpu_blocks_override or {knob}"):
+            self.layers = make(num_blocks, device)
+        with _explain(f"{num_host_blocks * gib:.1f} GiB on the host", "swap_space"):
+            self.host_layers = make(num_host_blocks, host)
+            if device.type == "cuda":  # so that the device copies from and to it by itself
+                self.host_layers = [
+                    LayerCache(*(t.pin_memory() for t in c)) for c in self.host_layers
+                ]
 
     def swap_out(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (device, host) to host memory."""
@@ -66,16 +79,27 @@ class KVCache:
     def copy(self, moves: tuple[tuple[int, int], ...]) -> None:
         """Copy blocks (source, target) on the device."""
         if moves:
-            sources, targets = torch.tensor(moves).T
+            device = self.layers[0].keys.device
+            sources, targets = torch.tensor(moves).to(device, non_blocking=True).T
             for layer in self.layers:
                 for pages in layer:
-                    pages[targets.to(pages.device)] = pages[sources.to(pages.device)]
+                    pages[targets] = pages[sources]
 
     def clear(self, block_ids: list[int]) -> None:
         """Write zeros: what is not finite in a block would spoil whoever gets it next."""
         for cache in self.layers:
             for pages in cache:
                 pages[block_ids] = 0
+
+
+@contextmanager
+def _explain(what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # torch's, and the system's for what is mapped
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(f"no memory for a KV cache of {what}; lower {advice}") from error
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

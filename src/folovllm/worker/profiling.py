@@ -2,12 +2,22 @@
 
 import time
 from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
 
-from folovllm.models.hf_adapter import LayerRecorder, PagedModel
+from folovllm.attention.backend import AttentionBackend, AttentionStep, BatchLayout, LayerCache
+from folovllm.errors import ConfigError
+from folovllm.models.hf_adapter import PagedModel
+from folovllm.request import Sequence, SequenceData
+from folovllm.sampling.sampler import Sampler
+from folovllm.sampling_params import SamplingParams
+from folovllm.worker.kv_cache import KVCache
 
 _COPY_BYTES = 1 << 26
+
+# What makes the sampler take most memory: a copy to edit, a sort, the probabilities.
+_HARDEST = SamplingParams(top_p=0.9, repetition_penalty=1.1, logprobs=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,39 +39,94 @@ class Profile:
         return 2 * bytes_a_token / self.copy_bandwidth < self.seconds_a_token
 
 
-@torch.inference_mode()
 def profile_gpu(
-    model: PagedModel, num_tokens: int, num_seqs: int, max_model_len: int, utilization: float
+    model: PagedModel,
+    backend: AttentionBackend,
+    block_size: int,
+    num_tokens: int,
+    num_seqs: int,
+    max_model_len: int,
+    utilization: float,
 ) -> Profile:
     """Run the largest step and see what is left.
 
     Args:
         model: on a CUDA device.
+        backend: how its layers attend.
+        block_size: tokens in a block of the cache.
         num_tokens: the most tokens of a step.
-        num_seqs: the most sequences of a step, for which logits are wanted and sorted.
+        num_seqs: the most sequences of a step, for which logits are wanted.
         max_model_len: tokens of the longest sequence, beyond which there may be no positions.
         utilization: the share of the device's memory that may be used by all that runs on it.
+
+    Raises:
+        ConfigError: the largest step does not fit beside the weights.
     """
     device = model.device
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    positions = torch.arange(num_tokens, device=device) % max_model_len
-    rows = torch.arange(min(num_seqs, num_tokens), device=device)
-    _step(model, positions, rows)  # the first run loads kernels, and is not timed
-    start = time.perf_counter()
-    _step(model, positions, rows)
-    seconds = (time.perf_counter() - start) / num_tokens
-    activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    lengths = [min(max_model_len, num_tokens - i) for i in range(0, num_tokens, max_model_len)]
+    try:
+        seconds, activations = _try_out(model, backend, block_size, lengths, num_seqs)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"no room for a step of {num_tokens} tokens beside the weights on {device}; lower "
+            "max_num_batched_tokens or max_num_seqs, or take a smaller model"
+        ) from error
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     cache_bytes = int(total * utilization) - (total - free) - activations
-    return Profile(cache_bytes, seconds, _copy_bandwidth(device))
+    return Profile(cache_bytes, seconds / num_tokens, _copy_bandwidth(device))
 
 
-def _step(model: PagedModel, positions: torch.Tensor, rows: torch.Tensor) -> None:
-    logits = model.forward(torch.zeros_like(positions), positions, LayerRecorder(), rows)
-    logits.float().sort()  # what the sampler takes most memory for
-    torch.cuda.synchronize(model.device)
+@torch.inference_mode()
+def _try_out(
+    model: PagedModel,
+    backend: AttentionBackend,
+    block_size: int,
+    lengths: list[int],
+    num_seqs: int,
+) -> tuple[float, int]:
+    """The seconds that a step of whole prompts takes, and the bytes that it needs for a while."""
+    device = model.device
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    rows = torch.arange(min(num_seqs, len(positions)), device=device)
+    layout, layers = _lay_out(model, lengths, block_size)
+    sampler = Sampler(model.vocab_size, device, eos_token_ids=(), seed=0, encode_word=None)
+    seqs = [Sequence(f"0-{row}", "0", SequenceData([0]), _HARDEST) for row in range(len(rows))]
+
+    def step() -> None:
+        attention = AttentionStep(backend, layers, backend.build(layout))
+        logits = model.forward(torch.zeros_like(positions), positions, attention, rows)
+        sampler.sample(logits, seqs)
+        torch.cuda.synchronize(device)
+
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()  # the first run loads kernels, and is not timed
+    start = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated(device) - before
+
+
+def _lay_out(
+    model: PagedModel, lengths: list[int], block_size: int
+) -> tuple[BatchLayout, list[LayerCache]]:
+    """Prompts of these lengths in blocks one after another; like layers share one cache."""
+    blocks = count(1)
+    block_ids = [list(islice(blocks, -(-length // block_size))) for length in lengths]
+    slots = [
+        ids[0] * block_size + offset
+        for ids, length in zip(block_ids, lengths, strict=True)
+        for offset in range(length)
+    ]
+    specs = list(dict.fromkeys(model.layers))
+    cache = KVCache(specs, next(blocks), 0, block_size, model.dtype, model.device)
+    of_spec = dict(zip(specs, cache.layers, strict=True))
+    layout = BatchLayout(
+        lengths, lengths, block_ids, torch.tensor(slots, device=model.device), block_size
+    )
+    return layout, [of_spec[spec] for spec in model.layers]
 
 
 def _copy_bandwidth(device: torch.device) -> float:

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from folovllm.attention.backend import LayerSpec
+from folovllm.attention.sdpa import SdpaBackend
 from folovllm.config import EngineConfig
 from folovllm.engine import build
 from folovllm.engine.build import batched_tokens, eos_token_ids
@@ -19,6 +20,7 @@ MODEL = SimpleNamespace(
 )
 GPU_MODEL = SimpleNamespace(layers=MODEL.layers, dtype=MODEL.dtype, device=torch.device("cuda"))
 BLOCK = 4096
+BACKEND = SdpaBackend()
 
 
 def config(**options):
@@ -61,25 +63,25 @@ def free(monkeypatch):
 
 def test_blocks_on_a_cpu(free):
     free(100 * BLOCK + 5)
-    assert build._count_blocks(config(), MODEL, 16, 64, 512) == (100, 0)
+    assert build._count_blocks(config(), MODEL, BACKEND, 16, 64, 512) == (100, 0)
 
 
 def test_no_more_blocks_than_all_sequences_at_their_longest(free):
     free(10**6 * BLOCK)
-    assert build._count_blocks(config(max_num_seqs=3), MODEL, 16, 65, 512) == (16, 0)
+    assert build._count_blocks(config(max_num_seqs=3), MODEL, BACKEND, 16, 65, 512) == (16, 0)
 
 
 def test_blocks_that_were_asked_for(free):
     free(100 * BLOCK)
     options = config(num_gpu_blocks_override=12345)
-    assert build._count_blocks(options, MODEL, 16, 64, 512) == (12345, 0)
+    assert build._count_blocks(options, MODEL, BACKEND, 16, 64, 512) == (12345, 0)
 
 
 @pytest.mark.parametrize("size", [2 * BLOCK - 1, 0, -(10**9)])
 def test_no_room(free, size):
     free(size)
     with pytest.raises(ConfigError, match=r"no room .*16 tokens takes 0\.0 MiB.*cpu_kvcache_space"):
-        build._count_blocks(config(), MODEL, 16, 64, 512)
+        build._count_blocks(config(), MODEL, BACKEND, 16, 64, 512)
 
 
 @pytest.mark.parametrize(
@@ -95,5 +97,5 @@ def test_blocks_on_a_gpu(monkeypatch, bandwidth, swap_space, host_blocks):
 
     monkeypatch.setattr(build, "profile_gpu", profile)
     options = config(gpu_memory_utilization=0.7, swap_space=swap_space)
-    assert build._count_blocks(options, GPU_MODEL, 16, 4096, 8192) == (50, host_blocks)
-    assert asked == [(GPU_MODEL, 8192, 256, 4096, 0.7)]
+    assert build._count_blocks(options, GPU_MODEL, BACKEND, 16, 4096, 8192) == (50, host_blocks)
+    assert asked == [(GPU_MODEL, BACKEND, 16, 8192, 256, 4096, 0.7)]

@@ -6,6 +6,7 @@ import torch
 
 from folovllm.outputs import Logprob
 from folovllm.request import Request, Sequence
+from folovllm.sampling import logprobs
 from folovllm.sampling.sampler import Sampler
 from folovllm.sampling_params import SamplingParams
 
@@ -368,3 +369,18 @@ class TestLogprobs:
             assert entries[token].rank == VOCAB
             for other, entry in entries.items():
                 assert entry.logprob == pytest.approx(float(raw[row, other]), abs=1e-5)
+
+    def test_of_a_long_prompt_is_looked_at_in_parts(self, monkeypatch):
+        logits = normal(600)
+        tokens = logits.argmax(-1).tolist()
+        sampler, sizes, tabulate = make_sampler(), [], logprobs.tabulate
+
+        def note(rows, *rest):
+            sizes.append(len(rows))
+            return tabulate(rows, *rest)
+
+        monkeypatch.setattr(logprobs, "tabulate", note)
+        found = sampler.prompt_logprobs(logits, tokens, 1)
+        assert sizes == [256, 256, 88]
+        for row in (0, 255, 256, 599):
+            assert found[row] == sampler.prompt_logprobs(logits[row : row + 1], [tokens[row]], 1)[0]

@@ -39,6 +39,46 @@ def test_has_a_tensor_of_its_own_shape_for_each_layer(cache):
     assert cache.host_layers[1].values.shape == (4, 3, 1, 4)
 
 
+def fail_for(shape_of, error):
+    """A stand-in for `_zeros` that has no memory for pools of so many blocks."""
+
+    def zeros(shape, dtype, device):
+        if shape[0] == shape_of:
+            raise error
+        return torch.zeros(shape, dtype=dtype)
+
+    return zeros
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error", "message"),
+    [
+        (
+            6,
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "6 blocks, 0.0 GiB, on cpu; lower num_gpu_blocks_override or cpu_kvcache_space",
+        ),
+        (6, OSError(12, "Cannot allocate memory"), "6 blocks"),
+        (4, OSError(12, "Cannot allocate memory"), "0.0 GiB on the host; lower swap_space"),
+        (
+            4,
+            torch.AcceleratorError("CUDA error: out of memory"),
+            "0.0 GiB on the host; lower swap_space",
+        ),
+    ],
+)
+def test_no_memory(monkeypatch, blocks, error, message):
+    monkeypatch.setattr(kv_cache, "_zeros", fail_for(blocks, error))
+    with pytest.raises(ConfigError, match=f"no memory for a KV cache of {message}"):
+        KVCache(LAYERS, 6, 4, 3, torch.float32, torch.device("cpu"))
+
+
+def test_another_error_stays_what_it_is(monkeypatch):
+    monkeypatch.setattr(kv_cache, "_zeros", fail_for(6, RuntimeError("CUDA error: no device")))
+    with pytest.raises(RuntimeError, match="no device"):
+        KVCache(LAYERS, 6, 4, 3, torch.float32, torch.device("cpu"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_memory_is_taken_when_it_is_written_to():
     def resident():

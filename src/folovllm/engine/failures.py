@@ -1,0 +1,45 @@
+"""What is said of a step that failed, and whether the engine can go on after it."""
+
+import torch
+
+from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.errors import is_out_of_memory
+
+
+def explain_failure(plan: SchedulerOutput, cause: Exception | str) -> str:
+    """What a user is told of a step that failed: its size, the cause, and what to do."""
+    longest = max(entry.start + entry.num_tokens for entry in plan.scheduled)
+    size = (
+        f"a step of {plan.num_tokens} tokens of {len(plan.scheduled)} sequences, "
+        f"the longest of {longest} tokens,"
+    )
+    if isinstance(cause, str):
+        return f"{size} was {cause}"
+    lines = str(cause).strip().splitlines()
+    text = f"{size} failed: {type(cause).__name__}: {lines[0] if lines else 'no message'}"
+    return text + _advice(cause)
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether the device is of no use any more to this process.
+
+    After an error of the device other than want of memory every later call fails as well: the
+    driver gives a process its device back no more.
+    """
+    return not is_out_of_memory(error) and (
+        isinstance(error, torch.AcceleratorError)
+        or any(words in str(error) for words in ("CUDA error", "CUDA driver error", "[CUDA]"))
+    )
+
+
+def _advice(cause: Exception) -> str:
+    if is_fatal(cause):
+        return (
+            "; the GPU is lost to this process: start it anew, and see what "
+            "`folovllm verify-cuda` says of the GPU"
+        )
+    if not is_out_of_memory(cause):
+        return ""
+    on_device = isinstance(cause, torch.OutOfMemoryError) or "CUDA" in str(cause)
+    cache = "gpu_memory_utilization" if on_device else "cpu_kvcache_space"
+    return f"; lower max_num_batched_tokens, max_num_seqs or {cache}"
