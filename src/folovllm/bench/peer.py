@@ -10,8 +10,7 @@ from folovllm.bench.results import BenchError
 from folovllm.bench.throughput import Way
 from folovllm.bench.workloads import Workload
 from folovllm.config import ModelConfig
-from folovllm.engine.llm_engine import is_out_of_memory
-from folovllm.errors import explain_load_errors
+from folovllm.errors import explain_load_errors, is_out_of_memory
 
 PEER = "transformers"
 
