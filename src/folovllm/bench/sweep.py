@@ -263,7 +263,10 @@ def _record_knee(
     rule = f"the highest rate up to which {KNEE_SHARE:.0%} of the requests get their {plan.goal}"
     knee = find_knee(results)
     if knee is None:
-        say(f"sweep: no knee: not even {_case(results[0].rate)} is {rule.removeprefix('the ')}")
+        lowest = _case(results[0].rate)
+        say(
+            f"sweep: no knee: at {lowest} already, fewer than {KNEE_SHARE:.0%} get their {plan.goal}"
+        )
         return
     beyond = "; it may lie beyond" if knee == results[-1].rate else ""
     say(f"sweep: the knee is at {_case(knee)}{beyond}: {rule}")

@@ -147,7 +147,7 @@ def test_a_target_that_is_too_slow_has_no_knee(sweep, engine_of):
     recorded, lines = sweep(engine_of(0.5), rates=(1.0,))
     assert ("knee", "rate") not in recorded
     assert recorded["1 requests/s", "goodput"].samples == [0.0]
-    assert lines[-1].startswith("sweep: no knee: not even 1 requests/s")
+    assert lines[-1].startswith("sweep: no knee: at 1 requests/s already")
 
 
 def test_what_fails_at_all_rates_ends_the_sweep(sweep, engine_of):
