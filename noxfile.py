@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
 from env import (  # noqa: E402
+    accelerators,
     benchmarks,
     interpreters,
     locking,
@@ -39,7 +40,7 @@ nox.needs_version = ">=2025.2.9"
 
 @nox.session(venv_backend="none", default=False)
 def setup(session: nox.Session) -> None:
-    """Make or refresh .venv [-- --python 3.12] [-- --torch cpu|cuda|auto] [-- --recreate]."""
+    """Make or refresh .venv [-- --python 3.12] [-- --torch cpu|cuda] [-- --with flash-attn]."""
     with _explained(session):
         environment.run(ROOT, session.posargs)
 
@@ -114,14 +115,17 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False, reuse_venv=True)
 def lock(session: nox.Session) -> None:
-    """Make env/requirements.lock anew [-- --until 2026-11-14: from the releases before then]."""
+    """Make the locks in env/ anew [-- --until 2026-11-14: from the releases before then]."""
     session.install(uv.PINNED)
     with _explained(session):
         until = locking.cut_off(session.posargs, LOCK)
-    # Into a new file: uv would prefer the versions that it finds in the old one.
-    new = Path(session.create_tmp()) / LOCK.name
-    session.run(*locking.lock_command(until, new), env=locking.index_variables())
-    new.replace(LOCK)
+    apart = {ROOT / each.lock: ROOT / each.asked for each in accelerators.APART}
+    for target, asked in {LOCK: None, **apart}.items():
+        # Into a new file: uv would prefer the versions that it finds in the old one.
+        new = Path(session.create_tmp()) / target.name
+        source = asked and asked.relative_to(ROOT)
+        session.run(*locking.lock_command(until, new, source), env=locking.index_variables())
+        new.replace(target)
 
 
 @nox.session(default=False, reuse_venv=True)

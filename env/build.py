@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from env import interpreters, lockfile, process, torch_variant
@@ -12,6 +13,7 @@ from env.plan import INSIDE, LOCK, installed_in
 from env.uv import Uv
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from env.plan import Plan
@@ -23,12 +25,31 @@ if TYPE_CHECKING:
 class Build:
     """The build of one environment at `place`, a folder of its own."""
 
-    def __init__(self, workspace: Workspace, plan: Plan, report: Report, place: Path) -> None:
-        """Take what to build, where, and the report that follows it."""
-        self.root, self.log = workspace.root, workspace.log
+    prompt = "folovllm"
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        plan: Plan,
+        report: Report,
+        place: Path,
+        lock: str = LOCK,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take what to build, where, and the report that follows it.
+
+        Args:
+            workspace: the environments that this one is to be among.
+            plan: what it has to be.
+            report: follows the build.
+            place: where.
+            lock: its lock, relative to the checkout.
+            variables: for what pip builds from source.
+        """
+        self.root, self.log, self.lock = workspace.root, workspace.log, lock
         self.plan, self.report, self.place = plan, report, place
         self.python = place / "bin" / "python"
-        self.pip = Installer(self.python, self.log)
+        self.pip = Installer(self.python, self.log, variables)
         self.uv = Uv(self.pip, self.python, place / "uv", self.log)
         self.locked: dict[str, str] = {}
 
@@ -39,6 +60,7 @@ class Build:
             SetupError: a step failed.
         """
         self._check_lock()
+        self._check_space()
         self._create()
         choice = self._choose_torch()
         self._install_lock()
@@ -47,20 +69,33 @@ class Build:
         self._probe()
         return {
             "inputs": self.plan.inputs,
-            "python": self.report.python,
+            "python": {
+                "version": self.plan.python.version,
+                "executable": self.plan.python.executable,
+            },
             "torch": self.report.torch,
             "installed": self.report.installed,
         }
 
     def _check_lock(self) -> None:
-        path, python = self.root / LOCK, self.plan.python.version
+        path, python = self.root / self.lock, self.plan.python.version
         self.locked = lockfile.read(path, python)
         lockfile.check_fits(self.locked, self.plan.project.requirements, python, path)
+
+    def _check_space(self) -> None:
+        folder, variant = self.place.parent, self.plan.torch.variant
+        needed, free = torch_variant.NEEDED_SPACE[variant], shutil.disk_usage(folder).free
+        if free < needed:
+            raise SetupError(
+                f"Only {free / 1e9:.1f} GB are free at {folder}; an environment with the "
+                f"{variant} build of torch needs {needed / 1e9:.0f} GB while it is built.\n"
+                "Free some space, then run the set-up again."
+            )
 
     def _create(self) -> None:
         with self.report.step("environment") as step:
             base = self.plan.python.executable
-            create(base, self.place, self.log)
+            create(base, self.place, self.log, self.prompt)
             step.detail = f"Python {self.plan.python.version} ({base})"
 
     def _choose_torch(self) -> Choice:
@@ -97,9 +132,9 @@ class Build:
         with self.report.step("packages") as step:
             self.pip.install(
                 "Installing the locked packages",
-                *("--require-hashes", "--no-deps", "-r", str(self.root / LOCK)),
+                *("--require-hashes", "--no-deps", "-r", str(self.root / self.lock)),
             )
-            step.detail = f"{len(self.locked)} packages, as locked in {LOCK}"
+            step.detail = f"{len(self.locked)} packages, as locked in {self.lock}"
 
     def _install_torch(self, choice: Choice) -> None:
         with self.report.step("torch") as step:

@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def create(base: str, place: Path, log: Path) -> None:
+def create(base: str, place: Path, log: Path, prompt: str = "folovllm") -> None:
     """Make an environment at `place` with the Python `base`, without the network.
+
+    Args:
+        base: a Python's executable.
+        place: the folder.
+        log: for what is printed.
+        prompt: what an activated shell shows.
 
     Raises:
         SetupError: it could not be made.
@@ -27,6 +33,6 @@ def create(base: str, place: Path, log: Path) -> None:
     else:
         command = [base, "-m", "venv"]
     try:
-        process.run([*command, "--prompt", "folovllm", str(place)], log)
+        process.run([*command, "--prompt", prompt, str(place)], log)
     except process.CommandFailed as failure:
         raise explain(f"Making an environment with {base}", failure.output, log) from failure

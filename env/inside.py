@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import platform
 import re
 import sys
+import sysconfig
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 
 def installed() -> dict[str, str]:
@@ -16,6 +20,21 @@ def installed() -> dict[str, str]:
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
         found[name] = distribution.version
     return found
+
+
+def facts() -> dict[str, Any]:
+    """Return what an accelerator depends on (`env.preflight.Facts` says what each is)."""
+    torch = importlib.import_module("torch")
+    memory = importlib.import_module("folovllm.utils.memory")
+    seen = torch.version.cuda and torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "capability": torch.cuda.get_device_capability(0) if seen else None,
+        "headers": (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
+        "memory": memory.available_memory(),
+    }
 
 
 def try_out(more: list[str]) -> str:
@@ -46,5 +65,7 @@ def try_out(more: list[str]) -> str:
 if __name__ == "__main__":
     if sys.argv[1] == "installed":
         print(json.dumps(installed()))
+    elif sys.argv[1] == "facts":
+        print(json.dumps(facts()))
     else:
         print(try_out(sys.argv[2:]))

@@ -5,14 +5,25 @@ Pip, because it is what the user has configured: index, wheel folders, proxies, 
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
+
+from packaging.utils import canonicalize_name
 
 from env import process
 from env.errors import SetupError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+_UNREACHABLE = (
+    r"NewConnectionError|ConnectTimeoutError|ReadTimeout|Connection refused|ProxyError|SSLError"
+    r"|CERTIFICATE_VERIFY_FAILED|name resolution|Name or service not known|NameResolutionError"
+    r"|ConnectionResetError|RemoteDisconnected|Network is unreachable"
+)
+_LACKING = r"No matching distribution found for (?P<what>[\w.-]+)\S*"
 
 # What pip prints -> what it means and what to do. The first that matches counts: a lost
 # connection makes pip say "no matching distribution" too.
@@ -26,14 +37,13 @@ _EXPLANATIONS = {
         "wheel folder has another file under the same name. Don't use it. If the lock itself is\n"
         "wrong, make it anew: nox -s lock"
     ),
-    r"NewConnectionError|ConnectTimeoutError|ReadTimeout|Connection refused|ProxyError|SSLError"
-    r"|CERTIFICATE_VERIFY_FAILED|name resolution|Name or service not known|NameResolutionError"
-    r"|ConnectionResetError|RemoteDisconnected|Network is unreachable": (
+    _UNREACHABLE: (
         "The package index could not be reached. Check the network, then what pip is told\n"
         "(`python -m pip config list`): a proxy (HTTPS_PROXY), an index of your own\n"
         "(PIP_INDEX_URL), its certificate (PIP_CERT), or a folder of wheels (PIP_FIND_LINKS with\n"
         "PIP_NO_INDEX=1)."
     ),
+    r"ResolutionImpossible": "No set of versions satisfies everything that is asked for.",
     r"No matching distribution found for (?P<what>\S+)": (
         "{what} is not to be had from where pip looks, for this Python and system. See which\n"
         "index and wheel folders are set: `python -m pip config list`."
@@ -46,7 +56,27 @@ _EXPLANATIONS = {
 _TAIL = 12  # lines of the log to show
 
 
-def explain(doing: str, output: str, log: Path) -> SetupError:
+class ToolError(SetupError):
+    """A tool failed; `output` is what it printed."""
+
+    def __init__(self, message: str, output: str) -> None:
+        """Keep what tells one cause from another."""
+        super().__init__(message)
+        self.output = output
+
+    def lacks(self, name: str) -> bool:
+        """Tell whether it failed because nobody offers package `name` for this machine."""
+        hit = re.search(_LACKING, self.output)
+        reached = not re.search(_UNREACHABLE, self.output)
+        return bool(hit and reached and canonicalize_name(hit["what"]).startswith(name))
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether it failed because what is asked for does not fit together."""
+        return "ResolutionImpossible" in self.output
+
+
+def explain(doing: str, output: str, log: Path) -> ToolError:
     """Return the error for a failed command: what it was doing, what it means, what to do."""
     for pattern, meaning in _EXPLANATIONS.items():
         hit = re.search(pattern, output)
@@ -57,16 +87,17 @@ def explain(doing: str, output: str, log: Path) -> SetupError:
         advice = "What was printed may tell why."
     lines = [line for line in output.splitlines() if line.strip()][-_TAIL:]
     shown = "\n".join(f"  | {line}" for line in lines)
-    return SetupError(f"{doing} failed.\n{advice}\nThe end of {log}:\n{shown}")
+    return ToolError(f"{doing} failed.\n{advice}\nThe end of {log}:\n{shown}", output)
 
 
 class Installer:
     """Pip of one environment."""
 
-    def __init__(self, python: Path, log: Path) -> None:
-        """Take the environment's Python and the log that pip's output goes to."""
+    def __init__(self, python: Path, log: Path, variables: Mapping[str, str] | None = None) -> None:
+        """Take the environment's Python, the log of pip's output, and variables for builds."""
         self._pip = [str(python), "-m", "pip"]
         self._log = log
+        self._variables = variables
 
     def install(self, doing: str, *arguments: str) -> None:
         """Run `pip install`; `doing` says in an error what could not be done.
@@ -78,6 +109,34 @@ class Installer:
             SetupError: pip failed.
         """
         self._run(doing, "install", "--no-compile", *arguments)
+
+    def resolve(self, doing: str, report: Path, *arguments: str) -> dict[str, str]:
+        """Return what `pip install` would install, by normalised name, without installing it.
+
+        Args:
+            doing: what could not be done, for an error.
+            report: a file for pip to write its plan to.
+            arguments: for `pip install`.
+
+        Raises:
+            SetupError: pip found no solution, or can't look.
+        """
+        self._run(doing, "install", "--dry-run", "--report", str(report), *arguments)
+        plan = json.loads(report.read_text(encoding="utf-8"))
+        report.unlink()
+        found = [each["metadata"] for each in plan["install"]]
+        return {canonicalize_name(each["name"]): each["version"] for each in found}
+
+    def build(self, doing: str, target: Path, *arguments: str) -> None:
+        """Compile a package with what is installed here, and leave its wheel in `target`.
+
+        Pip's cache is left out: it takes no heed of the torch that a wheel was compiled against.
+
+        Raises:
+            SetupError: it failed.
+        """
+        options = ("--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", str(target))
+        self._run(doing, "wheel", *options, *arguments)
 
     def versions(self, name: str, python: str | None = None) -> list[str]:
         """Return the versions that pip would install here, without fetching any.
@@ -104,6 +163,6 @@ class Installer:
 
     def _run(self, doing: str, *arguments: str) -> str:
         try:
-            return process.run([*self._pip, *arguments], self._log)
+            return process.run([*self._pip, *arguments], self._log, self._variables)
         except process.CommandFailed as failure:
             raise explain(doing, failure.output, self._log) from failure

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _HEADER = "nox -s lock -- --until {}"
-_COMPILE = ("uv", "pip", "compile", "pyproject.toml", "--group", "dev", "--quiet")
+_COMPILE = ("uv", "pip", "compile", "--quiet")
+_PROJECT = ("pyproject.toml", "--group", "dev")
 _COMMON = ("--config-file", "env/uv.toml", "--no-emit-package", "torch")
 
 
@@ -43,10 +44,25 @@ def cut_off(arguments: Sequence[str], lock: Path) -> str:
         ) from error
 
 
-def lock_command(until: str, output: Path) -> list[str]:
-    """Return the call of uv that locks for every supported Python and system into `output`."""
+def lock_command(until: str, output: Path, asked: Path | None = None) -> list[str]:
+    """Return the call of uv that locks for every supported Python and system into `output`.
+
+    Args:
+        until: the cut-off date.
+        output: the lock to write.
+        asked: a file of requirements to lock instead of the project's.
+    """
+    source = [str(asked)] if asked else _PROJECT
     return [
-        *(*_COMPILE, *_COMMON, "--universal", "--python-version", "3.10", "--generate-hashes"),
+        *(
+            *_COMPILE,
+            *source,
+            *_COMMON,
+            "--universal",
+            "--python-version",
+            "3.10",
+            "--generate-hashes",
+        ),
         *("--exclude-newer", until, "--custom-compile-command", _HEADER.format(until)),
         *("--output-file", str(output)),
     ]
@@ -55,7 +71,15 @@ def lock_command(until: str, output: Path) -> list[str]:
 def minimums_command(until: str, python: str, output: Path) -> list[str]:
     """Return the call of uv that resolves the lowest versions which pyproject.toml allows."""
     return [
-        *(*_COMPILE, *_COMMON, "--resolution", "lowest-direct", "--python-version", python),
+        *(
+            *_COMPILE,
+            *_PROJECT,
+            *_COMMON,
+            "--resolution",
+            "lowest-direct",
+            "--python-version",
+            python,
+        ),
         *("--exclude-newer", until, "--output-file", str(output)),
     ]
 

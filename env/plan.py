@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from env import interpreters, torch_variant
@@ -15,12 +15,15 @@ from env.project import Project
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from env.accelerators import Apart
     from env.interpreters import Interpreter
     from env.request import Request
     from env.torch_variant import Wish
+    from env.workspace import Workspace
 
 LOCK = "env/requirements.lock"
 INSIDE = "env/inside.py"
+_PLACE, _PYTHON, _TORCH = "the checkout's place", "Python", "the torch build"
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ def make(root: Path, request: Request, record: dict[str, Any] | None) -> Plan:
     wanted = torch_variant.wish(asked, torch_variant.nvidia_gpu() if asked == "auto" else None)
     file = root / "env" / f"torch-{wanted.variant}.txt"
     inputs = {
-        "the checkout's place": str(root),
-        "Python": python.version,
-        "the torch build": f"{wanted.variant} {_digest(file)}",
+        _PLACE: str(root),
+        _PYTHON: python.version,
+        _TORCH: f"{wanted.variant} {_digest(file)}",
         LOCK: _digest(root / LOCK),
         "pyproject.toml": hashlib.sha256(
             json.dumps(project.determining, sort_keys=True).encode()
@@ -62,7 +65,7 @@ def make(root: Path, request: Request, record: dict[str, Any] | None) -> Plan:
 
 
 def reason_to_build(
-    plan: Plan, request: Request, record: dict[str, Any] | None, root: Path
+    plan: Plan, request: Request, record: dict[str, Any] | None, workspace: Workspace
 ) -> str | None:
     """Say why the environment in place won't do; None if it will."""
     if record is None:
@@ -73,12 +76,21 @@ def reason_to_build(
     changed = [name for name, value in plan.inputs.items() if known.get(name) != value]
     if changed:
         return f"{', '.join(changed)} changed"
-    installed = installed_in(root / ".venv", root)
+    dropped = [name for name in request.without if name in record.get("accelerators", {})]
+    if dropped:
+        return f"asked to with --without {' '.join(dropped)}"
+    installed = installed_in(workspace.link, workspace.root)
     if installed is None:
         return "its Python does not run"
     # Packages that the user added are theirs; those of the set-up have to be as it left them.
     moved = [name for name, v in record["installed"].items() if installed.get(name) != v]
     return f"changed since: {', '.join(moved)}" if moved else None
+
+
+def for_apart(plan: Plan, root: Path, apart: Apart) -> Plan:
+    """Plan the environment of an accelerator apart: the same Python and torch, its own lock."""
+    own = {name: plan.inputs[name] for name in (_PLACE, _PYTHON, _TORCH)}
+    return replace(plan, inputs={**own, apart.lock: _digest(root / apart.lock)})
 
 
 def installed_in(environment: Path, root: Path) -> dict[str, str] | None:

@@ -40,6 +40,7 @@ class Report:
     probes: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     installed: dict[str, str] = field(default_factory=dict)
+    accelerators: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, request: Request) -> Report:
@@ -62,6 +63,15 @@ class Report:
         if probe:
             self.probes[name] = step.detail
         print(f"  {name:<12}{self.seconds[name]:7.1f} s  {step.detail}", flush=True)
+
+    def accelerator(self, name: str, outcome: str, **more: Any) -> None:
+        """Note what became of an accelerator."""
+        self.accelerators.setdefault(name, {}).update(outcome=outcome, **more)
+
+    def say(self, name: str, outcome: str, detail: str) -> None:
+        """Note what became of an accelerator, and show it."""
+        self.accelerator(name, outcome, detail=detail)
+        print(f"  {name}: {outcome}: {detail}", flush=True)
 
     def failed(self, error: BaseException) -> None:
         """Note what ended the set-up."""

@@ -7,14 +7,15 @@ whatever happens before that, the old environment still works.
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from env import plan as planning, request as asking
+from env import accelerators, plan as planning, request as asking
+from env.accelerate import Accelerating
+from env.apart import refresh as refresh_apart
 from env.build import Build
 from env.errors import SetupError
 from env.process import ending_cleanly
 from env.report import Report
-from env.torch_variant import NEEDED_SPACE
 from env.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -45,16 +46,24 @@ def run(root: Path, arguments: Sequence[str] = ()) -> None:
 
 def _run(workspace: Workspace, request: asking.Request) -> None:
     report = Report.of(request)
+    before = workspace.used
     with ending_cleanly(), workspace.locked():
         try:
             _refresh(workspace, request, report)
         except BaseException as error:
             report.failed(error)
-            state = ".venv is as it was" if workspace.link.exists() else "there is no .venv yet"
-            print(f"Set-up {report.outcome}: {state}.", flush=True)
+            print(f"Set-up {report.outcome}: {_state(workspace, before)}.", flush=True)
             raise
         finally:
             report.write(workspace.report)
+
+
+def _state(workspace: Workspace, before: Path | None) -> str:
+    if not workspace.link.exists():
+        return "there is no .venv yet"
+    if workspace.used != before:
+        return ".venv is new and works, without what failed"
+    return ".venv is as it was"
 
 
 def _refresh(workspace: Workspace, request: asking.Request, report: Report) -> None:
@@ -64,35 +73,84 @@ def _refresh(workspace: Workspace, request: asking.Request, report: Report) -> N
     plan = planning.make(workspace.root, request, record)
     report.python = {"version": plan.python.version, "executable": plan.python.executable}
     with report.step("check") as step:
-        report.reason = planning.reason_to_build(plan, request, record, workspace.root)
+        report.reason = planning.reason_to_build(plan, request, record, workspace)
         step.detail = f"building .venv: {report.reason}" if report.reason else ".venv is up to date"
+    if not request.dry_run:
+        _make(workspace, request, plan, record, report)
+        _write_settings(workspace.root)
+    _accelerate(workspace, request, plan, report)
+    if request.dry_run:
+        report.outcome = "planned"
+        print("Nothing was changed (--dry-run)", flush=True)
+
+
+def _make(
+    workspace: Workspace,
+    request: asking.Request,
+    plan: Plan,
+    record: dict[str, Any] | None,
+    report: Report,
+) -> None:
+    """Build `.venv` if there is a reason to."""
     if report.reason:
-        _build(workspace, plan, report)
+        kept = [
+            name for name in (record or {}).get("accelerators", {}) if name not in request.without
+        ]
+        _build(workspace, request, plan, kept, report)
     elif record:
         report.torch, report.installed = record["torch"], record["installed"]
     report.outcome = "built" if report.reason else "up to date"
-    _write_settings(workspace.root)
 
 
-def _build(workspace: Workspace, plan: Plan, report: Report) -> None:
-    _require_space(workspace.folder, plan)
+def _build(
+    workspace: Workspace, request: asking.Request, plan: Plan, kept: list[str], report: Report
+) -> None:
     workspace.log.write_bytes(b"")
+    accelerating = Accelerating(workspace, request, report)
     with workspace.new_environment() as place:
         record = Build(workspace, plan, report, place).run()
+        record["accelerators"] = {}
+        for wanted in accelerators.INSIDE:
+            candidate = accelerating.consider(wanted, place) if wanted.name in kept else None
+            if candidate:
+                record = accelerating.add(candidate, place, record)
         workspace.switch(place, record)
     report.seconds["total"] = round(sum(report.seconds.values()), 3)
     print(f"  {'total':<12}{report.seconds['total']:7.1f} s")
     print("Ready. Use it with: source .venv/bin/activate", flush=True)
 
 
-def _require_space(folder: Path, plan: Plan) -> None:
-    needed, free = NEEDED_SPACE[plan.torch.variant], shutil.disk_usage(folder).free
-    if free < needed:
-        raise SetupError(
-            f"Only {free / 1e9:.1f} GB are free at {folder}; an environment with the "
-            f"{plan.torch.variant} build of torch needs {needed / 1e9:.0f} GB while it is built.\n"
-            "Free some space, then run the set-up again."
-        )
+def _accelerate(workspace: Workspace, request: asking.Request, plan: Plan, report: Report) -> None:
+    """Add the accelerators that are asked for, each by itself; take out those apart."""
+    for apart in accelerators.APART:
+        if apart.name in request.accelerators:
+            refresh_apart(workspace.root, apart, plan, request, report)
+        elif apart.name in request.without and not request.dry_run:
+            Workspace(workspace.root, apart.name).remove()
+            report.say(apart.name, "removed", f".venvs/{apart.name} is not there")
+    for wanted in accelerators.INSIDE:
+        if wanted.name in request.accelerators:
+            _add(workspace, request, wanted, report)
+
+
+def _add(
+    workspace: Workspace, request: asking.Request, wanted: accelerators.Inside, report: Report
+) -> None:
+    """Add an accelerator to a copy of `.venv`, and make that the one in use."""
+    record = workspace.record()
+    if record is None or (request.dry_run and report.reason):
+        report.say(wanted.name, "not planned", "that is possible once .venv is built")
+        return
+    if wanted.name in record.get("accelerators", {}):
+        report.say(wanted.name, "up to date", record["accelerators"][wanted.name])
+        return
+    accelerating = Accelerating(workspace, request, report)
+    candidate = accelerating.consider(wanted, workspace.link)
+    if candidate and not request.dry_run:
+        with workspace.new_environment() as place:
+            workspace.clone(place)
+            workspace.switch(place, accelerating.add(candidate, place, record))
+        report.outcome = "built"
 
 
 def _write_settings(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 An environment embeds its path, so it can't be built elsewhere and moved. Each is built in place
 in `.venvs/`, and `.venv` is a link that is switched in one step once the new one has proved good.
+An accelerator with an environment of its own has its link in `.venvs/`, under its name.
 """
 
 from __future__ import annotations
@@ -12,26 +13,32 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from env.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-_PREFIX = "main-"  # environments of the set-up; others in .venvs are not its business
 _RECORD = "folovllm-environment.json"
 
 
 class Workspace:
-    """The environments of one checkout."""
+    """One of a checkout's environments: the one in use, and those being made to replace it."""
 
-    def __init__(self, root: Path) -> None:
-        """Take the checkout's folder; `.venvs` is made if it isn't there."""
+    def __init__(self, root: Path, apart: str | None = None) -> None:
+        """Take the checkout's folder; `.venvs` is made if it isn't there.
+
+        Args:
+            root: the checkout.
+            apart: the accelerator whose own environment is meant; None: `.venv`.
+        """
         self.root = root
-        self.link = root / ".venv"
         self.folder = root / ".venvs"
+        self.link = self.folder / apart if apart else root / ".venv"
+        # Of this environment only: others in .venvs are not its business.
+        self.prefix = f"{apart or 'main'}-"
         self.log = self.folder / "setup.log"
         self.report = self.folder / "setup-report.json"
         self.folder.mkdir(exist_ok=True)
@@ -55,13 +62,13 @@ class Workspace:
             yield
 
     def check_link(self) -> None:
-        """Check that `.venv` is absent or ours.
+        """Check that the link is absent or ours.
 
         Raises:
             SetupError: it is a folder, or a link to somewhere else: someone else's work.
         """
         if self.link.is_symlink():
-            ours = self.link.readlink().parent == Path(self.folder.name)
+            ours = self.used is not None and self.used.parent == self.folder
         else:
             ours = not self.link.exists()
         if not ours:
@@ -70,6 +77,14 @@ class Workspace:
                 f"Move it away or remove it, then run the set-up again: mv {self.link} "
                 f"{self.link}-old"
             )
+
+    @property
+    def used(self) -> Path | None:
+        """The folder of the environment in use, or of one that is gone; None if there is no link.
+
+        Not resolved: this is how the environment's scripts name their Python.
+        """
+        return self.link.parent / self.link.readlink() if self.link.is_symlink() else None
 
     def record(self) -> dict[str, Any] | None:
         """Return what the environment in use was made from; None if there is no whole one."""
@@ -83,12 +98,37 @@ class Workspace:
     @contextmanager
     def new_environment(self) -> Iterator[Path]:
         """Give a folder to build in, removed again unless it was switched to."""
-        place = self.folder / f"{_PREFIX}{time.time_ns():x}"
+        place = self.folder / f"{self.prefix}{time.time_ns():x}"
         place.mkdir()
         try:
             yield place
         finally:
             self.sweep()
+
+    def clone(self, place: Path) -> None:
+        """Make `place` a copy of the environment in use, in a second: its files are shared.
+
+        Pip replaces a file and never writes into one, so what it does in the copy does not show
+        in the original. What is written into here has to be a file of its own.
+        """
+        old = self.link.parent / self.link.readlink()
+        for source in old.iterdir():
+            if source.is_symlink() or not source.is_dir():
+                if source.name != _RECORD:
+                    shutil.copy2(source, place, follow_symlinks=False)
+            elif source.name != "bin":
+                shutil.copytree(*(source, place / source.name), symlinks=True, copy_function=_share)
+        shutil.copytree(old / "bin", place / "bin", symlinks=True)
+        for script in (place / "bin").iterdir():
+            if not script.is_symlink():
+                text = script.read_bytes()
+                script.write_bytes(text.replace(str(old).encode(), str(place).encode()))
+
+    def remove(self) -> None:
+        """Take the environment away."""
+        if self.link.is_symlink():
+            self.link.unlink()
+        self.sweep()
 
     def switch(self, place: Path, record: dict[str, Any]) -> None:
         """Make `place` the environment in use, in one step. Its record makes it a whole one."""
@@ -96,16 +136,22 @@ class Workspace:
         _speak_of_the_link(place, self.link)
         new = self.folder / "new-link"
         new.unlink(missing_ok=True)
-        new.symlink_to(place.relative_to(self.root))  # relative to where it is moved to
+        new.symlink_to(place.relative_to(self.link.parent))  # relative to where it is moved to
         new.replace(self.link)
 
     def sweep(self) -> None:
         """Remove every environment but the one in use: replaced, failed, or of a killed run."""
-        used = self.link.readlink().name if self.link.is_symlink() else None
-        for place in self.folder.glob(f"{_PREFIX}*"):
-            if place.name != used:
+        for place in self.folder.glob(f"{self.prefix}*"):
+            if place != self.used:
                 # A killed run's pip may still be writing there; the next sweep gets the rest.
                 shutil.rmtree(place, ignore_errors=True)
+
+
+def _share(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _speak_of_the_link(place: Path, link: Path) -> None:

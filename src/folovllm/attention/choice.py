@@ -5,11 +5,12 @@ import logging
 from folovllm.attention.backend import AttentionBackend, AttentionNeeds
 from folovllm.attention.flash import FlashBackend
 from folovllm.attention.sdpa import SdpaBackend
+from folovllm.attention.triton import TritonBackend
 from folovllm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: tuple[AttentionBackend, ...] = (FlashBackend(), SdpaBackend())
+BACKENDS: tuple[AttentionBackend, ...] = (FlashBackend(), TritonBackend(), SdpaBackend())
 """In the order in which they are tried. Making one costs nothing: what it needs is imported when
 it is first used."""
 

@@ -1,11 +1,13 @@
 """A step's sequences as tensors, as kernels that read pages where they are want them."""
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 
+import numpy as np
 import torch
 
 from folovllm.attention.backend import BatchLayout
+from folovllm.utils.transfer import send
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,26 @@ class PagedMetadata:
 
 
 def paged_metadata(layout: BatchLayout) -> PagedMetadata:
-    """Make the tensors on the device of the layout's slots."""
-    width = max(map(len, layout.block_ids))
-    table = [ids + [0] * (width - len(ids)) for ids in layout.block_ids]
-
-    def on_device(numbers: object) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.int32, device=layout.slots.device)
-
+    """Make the tensors on the device of the layout's slots, with one copy."""
+    arrays = [sums(layout.query_lens), sums(layout.seq_lens), block_table(layout.block_ids)]
+    query_ends, seq_ends, table = send(arrays, layout.slots.device)
     return PagedMetadata(
-        layout.slots,
-        on_device(list(accumulate(layout.query_lens, initial=0))),
-        on_device(list(accumulate(layout.seq_lens, initial=0))),
-        on_device(table),
-        max(layout.query_lens),
-        max(layout.seq_lens),
+        layout.slots, query_ends, seq_ends, table, max(layout.query_lens), max(layout.seq_lens)
     )
+
+
+def sums(lengths: list[int]) -> np.ndarray:
+    """0, the first length, the first two together, and so on; int32, `[B + 1]`."""
+    result = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=result[1:])
+    return result
+
+
+def block_table(block_ids: list[list[int]]) -> np.ndarray:
+    """The blocks of each sequence, padded with the null block; int32, `[B, width]`."""
+    counts = np.fromiter(map(len, block_ids), np.int64, len(block_ids))
+    table = np.zeros((len(block_ids), counts.max()), np.int32)
+    table[np.arange(table.shape[1]) < counts[:, None]] = np.fromiter(
+        chain.from_iterable(block_ids), np.int32, counts.sum()
+    )
+    return table

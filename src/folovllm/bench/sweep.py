@@ -265,7 +265,8 @@ def _record_knee(
     if knee is None:
         lowest = _case(results[0].rate)
         say(
-            f"sweep: no knee: at {lowest} already, fewer than {KNEE_SHARE:.0%} get their {plan.goal}"
+            f"sweep: no knee: at {lowest} already, fewer than {KNEE_SHARE:.0%} of the requests "
+            f"get their {plan.goal}"
         )
         return
     beyond = "; it may lie beyond" if knee == results[-1].rate else ""

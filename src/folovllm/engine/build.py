@@ -25,6 +25,12 @@ from folovllm.utils.common import get_device
 from folovllm.utils.memory import keep_freed_memory, use_huge_pages
 from folovllm.utils.threads import use_allowed_cores
 from folovllm.utils.timing import Phases
+from folovllm.worker.cuda_graphs import (
+    CudaCapture,
+    GraphMaker,
+    bucket_sizes,
+    free_cuda_memory,
+)
 from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
 from folovllm.worker.model_runner import ModelRunner
 from folovllm.worker.profiling import profile_gpu
@@ -83,8 +89,10 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
+    maker = graph_maker(config, model, attention, block_size, max_model_len)
+    reserved = maker.measure() if maker else 0
     num_blocks, num_host_blocks = _count_blocks(
-        config, model, attention, block_size, max_model_len, budget
+        config, model, attention, block_size, max_model_len, budget, reserved
     )
     cache_manager = KVCacheManager(
         num_blocks,
@@ -113,7 +121,8 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     )
     if model.device.type == "cpu":
         keep_freed_memory()  # from here on: what loading freed is better given back
-    runner = ModelRunner(model, cache, attention, sampler, block_size)
+    graphs = maker.make(cache.layers) if maker else None
+    runner = ModelRunner(model, cache, attention, sampler, block_size, graphs)
     phases.end("weights placed")
     return EngineParts(
         *(tokenizer, generation_config, processor, cache_manager, scheduler, runner),
@@ -158,6 +167,31 @@ def _attention_needs(
     return AttentionNeeds(device, dtype, layers, asked)
 
 
+def graph_maker(
+    config: EngineConfig,
+    model: PagedModel,
+    attention: AttentionBackend,
+    block_size: int,
+    max_model_len: int,
+) -> GraphMaker | None:
+    """What captures steps of decoding, where they can be captured and that is wanted."""
+    device = model.device
+    if device.type != "cuda" or config.model_config.enforce_eager:
+        return None
+    if not attention.captures:
+        logger.info("no CUDA graphs: the %s backend cannot be captured", attention.name)
+        return None
+    return GraphMaker(
+        model,
+        attention,
+        bucket_sizes(config.scheduler_config.max_num_seqs),
+        block_size,
+        max_model_len,
+        lambda: CudaCapture(device),
+        lambda: free_cuda_memory(device),
+    )
+
+
 def _count_blocks(
     config: EngineConfig,
     model: PagedModel,
@@ -165,8 +199,12 @@ def _count_blocks(
     block_size: int,
     max_model_len: int,
     budget: int,
+    reserved: int = 0,
 ) -> tuple[int, int]:
-    """How many blocks the cache has on the device, block 0 included, and on the host."""
+    """How many blocks the cache has on the device, block 0 included, and on the host.
+
+    `reserved` are bytes of its memory that something else will take.
+    """
     cache = config.cache_config
     block_bytes = bytes_per_block(model.layers, block_size, model.dtype)
     host_blocks = 0
@@ -185,6 +223,7 @@ def _count_blocks(
             host_blocks = int(cache.swap_space * GIB) // block_bytes
     else:
         size = cpu_cache_bytes(cache.cpu_kvcache_space)
+    size -= reserved
     # More than every sequence at its longest could never be used.
     longest = -(-max_model_len // block_size)
     num_blocks = min(size // block_bytes, config.scheduler_config.max_num_seqs * longest + 1)

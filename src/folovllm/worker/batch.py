@@ -1,37 +1,47 @@
-"""One step's tokens laid out as a flat batch."""
+"""One step's tokens laid out as a flat batch, on the host."""
 
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import torch
 
-from folovllm.attention.backend import BatchLayout
 from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from folovllm.request import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the model is run on.
+    """What the model is run on, still on the host: T tokens of B sequences.
 
     Attributes:
-        token_ids: `[T]`, on the device.
-        positions: of each token in its sequence, `[T]`.
-        layout: which tokens belong to which sequence and which slots.
+        token_ids: int64, `[T]`.
+        positions: of each token in its sequence; int64, `[T]`.
+        slots: of each token in the cache, block * block_size + offset; int64, `[T]`.
+        query_lens: tokens of each sequence in this step.
+        seq_lens: tokens of each sequence up to and with this step's.
+        block_ids: the cache blocks of each sequence.
         logit_rows: of which tokens logits are wanted: first those to sample from, one for each
-            scheduled sequence that samples, then those of prompts; `[rows]`.
+            scheduled sequence that samples, then those of prompts.
         sampling_rows: for each token to sample, its row among the logits, in the order of the
             plan's `samples`; a row stands several times when sequences fork.
         prompt_parts: whose prompt logprobs are wanted, and which rows are theirs.
     """
 
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    layout: BatchLayout
-    logit_rows: torch.Tensor
+    token_ids: np.ndarray
+    positions: np.ndarray
+    slots: np.ndarray
+    query_lens: list[int]
+    seq_lens: list[int]
+    block_ids: list[list[int]]
+    logit_rows: list[int]
     sampling_rows: list[int]
     prompt_parts: list["PromptPart"]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence has one token here, and is sampled from."""
+        count = len(self.query_lens)
+        return len(self.token_ids) == count == len(self.logit_rows) and not self.prompt_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,7 @@ class PromptPart:
     next_tokens: list[int]
 
 
-def make_batch(plan: SchedulerOutput, block_size: int, device: torch.device) -> Batch:
+def make_batch(plan: SchedulerOutput, block_size: int) -> Batch:
     """Lay out a step's tokens in the order of its plan."""
     entries = plan.scheduled
     token_ids = np.fromiter(chain.from_iterable(map(_token_ids, entries)), np.int64)
@@ -58,21 +68,16 @@ def make_batch(plan: SchedulerOutput, block_size: int, device: torch.device) -> 
     ends = counts.cumsum()
     # Each token's position: the start of its sequence, and how far it is into its part.
     positions = np.arange(plan.num_tokens) + np.repeat(starts - ends + counts, counts)
-    slots = torch.from_numpy(_slots(entries, positions, counts, block_size)).to(device)
     rows, sampling_rows = _sampling_rows(entries, ends.tolist())
     prompt_parts = _prompt_parts(entries, (ends - counts).tolist(), rows)
-    layout = BatchLayout(
+    return Batch(
+        token_ids,
+        positions,
+        _slots(entries, positions, counts, block_size),
         counts.tolist(),
         (starts + counts).tolist(),
         [entry.block_ids for entry in entries],
-        slots,
-        block_size,
-    )
-    return Batch(
-        torch.from_numpy(token_ids).to(device),
-        torch.from_numpy(positions).to(device),
-        layout,
-        torch.tensor(rows, dtype=torch.int64, device=device),
+        rows,
         sampling_rows,
         prompt_parts,
     )

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from folovllm.attention.backend import AttentionBackend, AttentionStep
+from folovllm.attention.backend import AttentionBackend, AttentionStep, BatchLayout
 from folovllm.core.scheduler_output import SchedulerOutput
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.outputs import Logprob
 from folovllm.sampling.sampler import Sampler
+from folovllm.utils.transfer import send
 from folovllm.worker.batch import Batch, make_batch
+from folovllm.worker.cuda_graphs import DecodeGraphs
 from folovllm.worker.kv_cache import KVCache
 
 
@@ -40,6 +43,7 @@ class ModelRunner:
         backend: how its layers attend.
         sampler: how tokens are chosen.
         block_size: tokens in a block of the cache.
+        graphs: replays steps of decoding; None where all steps are run one kernel at a time.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class ModelRunner:
         backend: AttentionBackend,
         sampler: Sampler,
         block_size: int,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         """Keep the parts."""
         self.model = model
@@ -56,6 +61,7 @@ class ModelRunner:
         self.backend = backend
         self.sampler = sampler
         self.block_size = block_size
+        self.graphs = graphs
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> StepResult:
@@ -63,10 +69,21 @@ class ModelRunner:
         self.cache.swap_out(plan.swap_out)
         self.cache.copy(plan.copies)
         self.cache.swap_in(plan.swap_in)
-        batch = make_batch(plan, self.block_size, self.model.device)
-        step = AttentionStep(self.backend, self.cache.layers, self.backend.build(batch.layout))
-        logits = self.model.forward(batch.token_ids, batch.positions, step, batch.logit_rows)
-        return self._sample(plan, batch, logits)
+        batch = make_batch(plan, self.block_size)
+        logits = None if self.graphs is None else self.graphs.run(batch)
+        return self._sample(plan, batch, self._run(batch) if logits is None else logits)
+
+    def _run(self, batch: Batch) -> torch.Tensor:
+        """Run the model; the logits of the batch's `logit_rows`."""
+        rows = np.array(batch.logit_rows, np.int64)
+        token_ids, positions, slots, logit_rows = send(
+            [batch.token_ids, batch.positions, batch.slots, rows], self.model.device
+        )
+        layout = BatchLayout(
+            batch.query_lens, batch.seq_lens, batch.block_ids, slots, self.block_size
+        )
+        step = AttentionStep(self.backend, self.cache.layers, self.backend.build(layout))
+        return self.model.forward(token_ids, positions, step, logit_rows)
 
     def _sample(self, plan: SchedulerOutput, batch: Batch, logits: torch.Tensor) -> StepResult:
         prompt_logprobs = {
@@ -82,8 +99,10 @@ class ModelRunner:
             return StepResult([], prompt_logprobs=prompt_logprobs)
         rows = batch.sampling_rows
         count = rows[-1] + 1
-        # Sequences that fork at the end of their prompt sample from the same row.
-        sampled = self.sampler.sample(logits[:count] if count == len(rows) else logits[rows], seqs)
+        logits = logits[:count]
+        if count < len(rows):  # sequences that fork at the end of their prompt share a row
+            logits = logits[send([np.array(rows)], logits.device)[0]]
+        sampled = self.sampler.sample(logits, seqs)
         failed = {seqs[row].seq_id: why for row, why in sampled.failed.items()}
         return StepResult(sampled.token_ids, sampled.logprobs, prompt_logprobs, failed)
 

@@ -99,3 +99,28 @@ def test_blocks_on_a_gpu(monkeypatch, bandwidth, swap_space, host_blocks):
     options = config(gpu_memory_utilization=0.7, swap_space=swap_space)
     assert build._count_blocks(options, GPU_MODEL, BACKEND, 16, 4096, 8192) == (50, host_blocks)
     assert asked == [(GPU_MODEL, BACKEND, 16, 8192, 256, 4096, 0.7)]
+
+
+def test_blocks_beside_what_is_reserved(free):
+    free(100 * BLOCK)
+    assert build._count_blocks(config(), MODEL, BACKEND, 16, 64, 512, reserved=30 * BLOCK) == (
+        70,
+        0,
+    )
+
+
+def graphs_of(model, captures, **options):
+    attention = SimpleNamespace(name="some", captures=captures)
+    return build.graph_maker(config(**options), model, attention, 16, 64)
+
+
+def test_graphs_where_they_can_be_captured(caplog):
+    maker = graphs_of(GPU_MODEL, captures=True, max_num_seqs=5)
+    assert maker.sizes == (1, 2, 4, 5)
+    assert (maker.block_size, maker.max_model_len) == (16, 64)
+    assert graphs_of(MODEL, captures=True) is None
+    assert graphs_of(GPU_MODEL, captures=True, enforce_eager=True) is None
+    assert caplog.text == ""
+    with caplog.at_level("INFO"):
+        assert graphs_of(GPU_MODEL, captures=False) is None
+    assert "no CUDA graphs: the some backend cannot be captured" in caplog.text

@@ -62,14 +62,65 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
     time.sleep(100)
 """
 
+# The CUDA build sees a Hopper GPU, the CPU build none.
 TORCH = """
 __version__ = "{version}"
+
+class version:
+    cuda = None if "cpu" in __version__ else "13.0"
+
+class cuda:
+    is_available = staticmethod(lambda: True)
+    get_device_capability = staticmethod(lambda index: (9, 0))
 
 class ones:
     def __init__(self, *shape): pass
     def __matmul__(self, other): return self
     def sum(self): return self
     def item(self): return 512
+"""
+
+# In the place of `env/probes.py`: the packages of the tests judge themselves.
+PROBES = """
+import importlib, sys
+module = importlib.import_module(sys.argv[1].replace("-", "_"))
+print("a banner")
+print(module.prove())
+"""
+
+MEMORY = """
+def available_memory():
+    return 40 * 10**9
+"""
+
+# A build backend of flash-attn that keeps what it was told, or takes longer than any test.
+FLASH_BACKEND = """
+import os, pathlib, time, zipfile
+
+METADATA = "Metadata-Version: 2.1\\nName: flash-attn\\nVersion: 2.8.3\\nRequires-Dist: torch\\n"
+TOLD = ("FLASH_ATTN_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST", "FLASH_ATTENTION_FORCE_BUILD")
+
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    info = pathlib.Path(folder, "flash_attn-2.8.3.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text(METADATA)
+    return info.name
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    import torch  # there is no isolation from it
+    if "SLOW_FLASH" in os.environ:
+        pathlib.Path(os.environ["SLOW_STARTED"]).touch()
+        time.sleep(100)
+    name = "flash_attn-2.8.3-py3-none-any.whl"
+    said = " ".join(os.environ[each] for each in TOLD)
+    with zipfile.ZipFile(pathlib.Path(folder, name), "w") as wheel:
+        info = "flash_attn-2.8.3.dist-info"
+        wheel.writestr("flash_attn.py", f"def prove(): return {said!r}")
+        wheel.writestr(f"{info}/METADATA", METADATA)
+        lines = ["Wheel-Version: 1.0", "Root-Is-Purelib: true", "Tag: py3-none-any", ""]
+        wheel.writestr(f"{info}/WHEEL", "\\n".join(lines))
+        wheel.writestr(f"{info}/RECORD", "")
+    return name
 """
 
 # A uv that has torch in the folder that `HAS` names.
@@ -115,21 +166,21 @@ def make_wheel(folder, name, version, module, *, requires=(), script=None):
     return locked(name, version, path)
 
 
-def make_slow_sdist(folder):
-    """Write a source distribution whose build does not end; return the line that locks it."""
-    path = folder / "slow-1.0.tar.gz"
+def make_sdist(folder, name, version, backend):
+    """Write a source distribution with a build backend; return the line that locks it."""
+    path = folder / f"{name}-{version}.tar.gz"
     files = {
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\n'
-        'backend-path = ["."]\n[project]\nname = "slow"\nversion = "1.0"\n',
-        "backend.py": SLOW_BACKEND,
-        "PKG-INFO": "Metadata-Version: 2.2\nName: slow\nVersion: 1.0\n",
+        f'backend-path = ["."]\n[project]\nname = "{name}"\nversion = "{version}"\n',
+        "backend.py": backend,
+        "PKG-INFO": f"Metadata-Version: 2.2\nName: {name}\nVersion: {version}\n",
     }
     with tarfile.open(path, "w:gz") as archive:
-        for name, text in files.items():
-            member = tarfile.TarInfo(f"slow-1.0/{name}")
+        for file, text in files.items():
+            member = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{file}")
             member.size = len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
-    return locked("slow", "1.0", path)
+    return locked(name, version, path)
 
 
 def locked(name, version, path):
@@ -147,7 +198,9 @@ def wheels(tmp_path_factory):
         "picky": make_wheel(folder, "picky", "1.0", "", requires=["tiny>=2"]),
         "transformers": make_wheel(folder, "transformers", "5.0", '__version__ = "5.0"'),
         "broken": make_wheel(folder, "transformers", "6.0", 'raise ImportError("no luck")'),
-        "slow": make_slow_sdist(folder),
+        "slow": make_sdist(folder, "slow", "1.0", SLOW_BACKEND),
+        "auto_gptq": make_wheel(folder, "auto_gptq", "0.7.1", 'def prove(): return "it packs"'),
+        "wrong": make_wheel(folder, "auto_gptq", "0.7.2", 'def prove(): raise RuntimeError("no")'),
     }
     for version in ("2.13.0", "2.13.0+cpu"):
         make_wheel(folder, "torch", version, TORCH.format(version=version))
@@ -160,19 +213,20 @@ class Checkout:
     def __init__(self, root, wheels):
         self.root = root
         self.wheels, self.lines = wheels
-        (root / "src" / "folovllm").mkdir(parents=True)
+        (root / "src" / "folovllm" / "utils").mkdir(parents=True)
         (root / "src" / "folovllm" / "__init__.py").touch()
+        (root / "src" / "folovllm" / "utils" / "memory.py").write_text(MEMORY)
         (root / "pyproject.toml").write_text(PYPROJECT)
         (root / "backend.py").write_text(textwrap.dedent(BACKEND))
         (root / "env").mkdir()
         for name in ("inside.py", "torch-cpu.txt", "torch-cuda.txt", ".env.example"):
             shutil.copy(REPOSITORY / "env" / name, root / "env" / name)
+        (root / "env" / "probes.py").write_text(PROBES)
         self.lock("tiny 1.0", "transformers")
+        self.lock("auto_gptq", file="auto-gptq.lock")
 
-    def lock(self, *names):
-        (self.root / "env" / "requirements.lock").write_text(
-            "".join(self.lines[name] for name in names)
-        )
+    def lock(self, *names, file="requirements.lock"):
+        (self.root / "env" / file).write_text("".join(self.lines[name] for name in names))
 
     @staticmethod
     def make_fake_uv(folder, pinned):
@@ -206,9 +260,13 @@ class Checkout:
 
     def stop_while_installing(self, number, *, whole_group):
         """Start a set-up that gets stuck in pip, send it a signal, return its exit code."""
-        self.slow_started.unlink(missing_ok=True)
         self.lock("tiny 1.0", "transformers", "slow")
-        process = self.start()
+        return self.stop(number, whole_group=whole_group)
+
+    def stop(self, number, *arguments, whole_group, **variables):
+        """Start a set-up that gets stuck, send it a signal when it is, return its exit code."""
+        self.slow_started.unlink(missing_ok=True)
+        process = self.start(*arguments, **variables)
         deadline = time.monotonic() + 60
         while not self.slow_started.exists():
             assert process.poll() is None, process.communicate()
@@ -263,9 +321,30 @@ def shared_checkout(tmp_path_factory, wheels):
 @pytest.fixture
 def checkout(shared_checkout):
     """A checkout with an environment, whose environment must outlive the test unchanged."""
-    before = shared_checkout.state()
-    yield shared_checkout
-    shared_checkout.lock("tiny 1.0", "transformers")
-    (shared_checkout.root / "pyproject.toml").write_text(PYPROJECT)
-    assert shared_checkout.state() == before
-    assert shared_checkout.version_of("tiny") == "1.0"
+    with unchanged(shared_checkout):
+        yield shared_checkout
+
+
+@pytest.fixture(scope="session")
+def shared_cuda_checkout(tmp_path_factory, wheels):
+    checkout = Checkout(tmp_path_factory.mktemp("cuda_checkout"), wheels)
+    code, said = checkout.set_up("--torch", "cuda")
+    assert code == 0, said
+    return checkout
+
+
+@pytest.fixture
+def cuda_checkout(shared_cuda_checkout):
+    """The same with a CUDA build of torch that sees a Hopper GPU."""
+    with unchanged(shared_cuda_checkout):
+        yield shared_cuda_checkout
+
+
+@contextlib.contextmanager
+def unchanged(checkout):
+    before = checkout.state()
+    yield
+    checkout.lock("tiny 1.0", "transformers")
+    (checkout.root / "pyproject.toml").write_text(PYPROJECT)
+    assert checkout.state() == before
+    assert checkout.version_of("tiny") == "1.0"

@@ -99,3 +99,12 @@ def test_the_same_date_is_recorded_in_the_next_lock(lock):
     header = command[command.index("--custom-compile-command") + 1]
     lock.write_text(f"#    {header}\n")
     assert locking.cut_off([], lock) == "2026-11-14"
+
+
+def test_what_is_asked_for_apart_is_locked_without_the_project(lock, tmp_path):
+    command = locking.lock_command("2026-11-14", lock, tmp_path / "apart.in")
+
+    assert str(tmp_path / "apart.in") in command
+    assert "pyproject.toml" not in command
+    assert "--group" not in command
+    assert command[command.index("--no-emit-package") + 1] == "torch"

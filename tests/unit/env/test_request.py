@@ -15,9 +15,37 @@ def test_everything_asked():
     assert parse(arguments) == Request(python="3.12", torch="cuda", recreate=True)
 
 
+def test_accelerators():
+    asked = parse(
+        ["--with", "flash_attn,gptqmodel", "--with", "flash-attn", "--build", "--require"]
+    )
+    assert asked.accelerators == ("flash-attn", "gptqmodel")
+    assert (asked.build, asked.require, asked.dry_run) == (True, True, False)
+    assert parse(["--without", "auto-gptq", "--dry-run"]).without == ("auto-gptq",)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("flash-atn", " Did you mean flash-attn?"),
+        ("autogptq", " Did you mean auto-gptq?"),
+        ("gptq-model", " Did you mean gptqmodel?"),
+        ("xyz", ""),
+    ],
+)
+def test_an_unknown_accelerator(name, near):
+    with pytest.raises(SetupError) as caught:
+        parse(["--with", name])
+    assert str(caught.value) == (
+        f"There is no accelerator {name!r}.{near} "
+        "There are: flash-attn, flash-attn-4, auto-gptq, gptqmodel."
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["--with", "gptqmodel", "--without", "gptqmodel"], "asked for both with and without"),
         (["--python", "new"], "--python takes a version such as 3.12, not 'new'"),
         (["--python", "4"], "--python takes a version such as 3.12, not '4'"),
         (["--torch", "gpu"], "invalid choice: 'gpu'"),

@@ -72,18 +72,17 @@ def test_a_package_that_was_changed_by_hand_is_a_reason_to_build(shared_checkout
     shutil.copytree(shared_checkout.root, checkout.root, symlinks=True)
     record = Workspace(checkout.root).record()
     record["inputs"]["the checkout's place"] = str(checkout.root)
+    workspace = Workspace(checkout.root)
     wanted = plan.make(checkout.root, Request(), record)
-    assert plan.reason_to_build(wanted, Request(), record, checkout.root) is None
+    assert plan.reason_to_build(wanted, Request(), record, workspace) is None
 
     (info,) = (checkout.root / ".venv").glob("lib/python*/site-packages/tiny-1.0.dist-info")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny\nVersion: 1.5\n")
 
-    reason = plan.reason_to_build(wanted, Request(), record, checkout.root)
+    reason = plan.reason_to_build(wanted, Request(), record, workspace)
     assert reason == "changed since: tiny"
     (checkout.root / ".venv" / "bin" / "python").unlink()
-    assert plan.reason_to_build(wanted, Request(), record, checkout.root) == (
-        "its Python does not run"
-    )
+    assert plan.reason_to_build(wanted, Request(), record, workspace) == ("its Python does not run")
 
 
 def test_a_checkout_that_was_moved_gets_its_own(shared_checkout, tmp_path):

@@ -1,12 +1,9 @@
-import torch
 from hypothesis import given, settings, strategies as st
 
 from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from folovllm.request import Sequence, SequenceData
 from folovllm.sampling_params import SamplingParams
 from folovllm.worker.batch import make_batch
-
-CPU = torch.device("cpu")
 
 
 def sequence(prompt, outputs=(), blocks=(), name="r-0", **params):
@@ -42,7 +39,7 @@ def plans(draw):
 @given(plans())
 def test_lays_out_every_token_once(case):
     plan, block_size = case
-    batch = make_batch(plan, block_size, CPU)
+    batch = make_batch(plan, block_size)
     ids, positions, slots = [], [], []
     for entry in plan.scheduled:
         for position in range(entry.start, entry.start + entry.num_tokens):
@@ -52,23 +49,23 @@ def test_lays_out_every_token_once(case):
             slots.append(block * block_size + position % block_size)
     assert batch.token_ids.tolist() == ids
     assert batch.positions.tolist() == positions
-    assert batch.layout.slots.tolist() == slots
-    assert batch.layout.query_lens == [e.num_tokens for e in plan.scheduled]
-    assert batch.layout.seq_lens == [e.start + e.num_tokens for e in plan.scheduled]
+    assert batch.slots.tolist() == slots
+    assert batch.query_lens == [e.num_tokens for e in plan.scheduled]
+    assert batch.seq_lens == [e.start + e.num_tokens for e in plan.scheduled]
 
 
 @settings(max_examples=150, deadline=None)
 @given(plans())
 def test_asks_for_the_logits_that_are_needed(case):
     plan, block_size = case
-    batch = make_batch(plan, block_size, CPU)
+    batch = make_batch(plan, block_size)
     last, places, first = [], [], 0
     for entry in plan.scheduled:
         if entry.samples:
             places += [first + entry.num_tokens - 1] * len(entry.samples)
         first += entry.num_tokens
         last.append(first - 1)
-    rows = batch.logit_rows.tolist()
+    rows = batch.logit_rows
     assert [rows[i] for i in batch.sampling_rows] == places
     for part in batch.prompt_parts:
         for row, next_token in zip(part.rows, part.next_tokens, strict=True):
@@ -78,12 +75,12 @@ def test_asks_for_the_logits_that_are_needed(case):
 
 def test_the_last_prompt_position_predicts_no_prompt_token():
     seq = sequence([5, 6, 7], blocks=[1], prompt_logprobs=0)
-    batch = make_batch(plan_of(ScheduledSequence(seq, 0, 3, (seq,), seq.block_ids)), 16, CPU)
+    batch = make_batch(plan_of(ScheduledSequence(seq, 0, 3, (seq,), seq.block_ids)), 16)
     assert [part.next_tokens for part in batch.prompt_parts] == [[6, 7]]
-    assert batch.logit_rows.tolist() == [2, 0, 1]
+    assert batch.logit_rows == [2, 0, 1]
 
 
 def test_outputs_are_never_prompt_positions():
     seq = sequence([5, 6], [8, 9], [1], prompt_logprobs=0)
-    batch = make_batch(plan_of(ScheduledSequence(seq, 3, 1, (seq,), seq.block_ids)), 16, CPU)
+    batch = make_batch(plan_of(ScheduledSequence(seq, 3, 1, (seq,), seq.block_ids)), 16)
     assert batch.prompt_parts == []
