@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 from folovllm.bench.session import Record, Say, Session, device_limits, results_folder, settings_of
+from folovllm.bench_config import SUITE_CLASSES
 from folovllm.cli.options import given_options, option_of, planned_config, runnable_config
 from folovllm.config import ENGINE_CLASSES, BenchConfig, EngineConfig
 from folovllm.errors import FoloVLLMError
+from folovllm.settings import Settings
 from folovllm.utils.threads import allowed_cores
 
 SUMMARY = pytest.StashKey[list[str]]()
 SESSION = pytest.StashKey[Session]()
 BENCH = pytest.StashKey[BenchConfig]()
+OWN = pytest.StashKey[dict[type[Settings], Any]]()
 NOT_HERE = ("bench_json", "bench_html")
 """What a command is told in options, and what here has its place."""
 
@@ -27,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the engine's options and those of `folovllm bench`."""
     group = parser.getgroup("benchmarks", "benchmarks: as `folovllm bench` takes them")
     fields = {name: f for cls in ENGINE_CLASSES.values() for name, f in cls.model_fields.items()}
-    fields |= {name: f for name, f in BenchConfig.model_fields.items() if name not in NOT_HERE}
+    for cls in (BenchConfig, *SUITE_CLASSES):
+        fields |= {name: f for name, f in cls.model_fields.items() if name not in NOT_HERE}
     for name, field in fields.items():
         flag, how = option_of(name, field, "bench_")
         group.addoption(flag, **how)
@@ -44,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options before anything is measured."""
     try:
         config.stash[BENCH] = BenchConfig(**given_options(config.option, [BenchConfig]))
+        config.stash[OWN] = {
+            cls: cls(**given_options(config.option, [cls])) for cls in SUITE_CLASSES
+        }
         planned_config(config.option)
     except FoloVLLMError as error:
         raise pytest.UsageError(str(error)) from error
@@ -64,6 +71,12 @@ def engine_config(pytestconfig: pytest.Config) -> EngineConfig:
 def bench_config(pytestconfig: pytest.Config) -> BenchConfig:
     """The settings of the benchmarks themselves."""
     return pytestconfig.stash[BENCH]
+
+
+@pytest.fixture(scope="session")
+def own(pytestconfig: pytest.Config) -> dict[type[Settings], Any]:
+    """The settings of single benchmarks, by their class."""
+    return pytestconfig.stash[OWN]
 
 
 @pytest.fixture(scope="session")

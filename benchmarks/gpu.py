@@ -25,8 +25,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from benchmarks.test_generate import Floor, Workload
 from folovllm import LLM, SamplingParams
+from folovllm.bench.floor import Floor
+from folovllm.bench.workloads import Workload
 from folovllm.diagnostics.limits import Limits, measure_limits
 
 TEMPERATURE = 0.6
@@ -203,7 +204,7 @@ def ours(eager: bool) -> Callable[[Case, str, Limits, Result], None]:
             outputs = llm.generate(workload.prompts, params, use_tqdm=False)
             return sum(len(output.outputs[0].token_ids) for output in outputs)
 
-        _measure_both(case, result, generate, Floor(llm, limits))
+        _measure_both(case, result, generate, Floor(llm.llm_engine, limits))
 
     return run
 

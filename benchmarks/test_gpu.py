@@ -7,7 +7,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.gpu import WAYS, Case, Measured, measure, summarize
-from benchmarks.sampling import CLOCK, Say, hand_over
+from benchmarks.sampling import CLOCK, hand_over
+from folovllm.bench.session import Say
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,6 +12,7 @@ from platformdirs import user_cache_dir
 from pydantic import Field, PlainValidator, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from folovllm.bench_config import SUITE_CLASSES
 from folovllm.errors import ConfigError
 from folovllm.settings import Settings, check_variables, nearest
 
@@ -176,7 +177,12 @@ ENGINE_CLASSES: dict[str, type[Settings]] = {
 }
 """The parts of `EngineConfig`, by the attribute that holds each."""
 
-CONFIG_CLASSES: tuple[type[Settings], ...] = (*ENGINE_CLASSES.values(), RuntimeConfig, BenchConfig)
+CONFIG_CLASSES: tuple[type[Settings], ...] = (
+    *ENGINE_CLASSES.values(),
+    RuntimeConfig,
+    BenchConfig,
+    *SUITE_CLASSES,
+)
 """Every class that reads the environment: what they know is what a variable may be named."""
 
 

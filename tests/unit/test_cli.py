@@ -175,6 +175,10 @@ def test_config_as_text(tmp_path, monkeypatch, capsys):
         "SchedulerConfig",
         "RuntimeConfig",
         "BenchConfig",
+        "LatencyConfig",
+        "RequestsConfig",
+        "ThroughputConfig",
+        "SweepConfig",
     ]
     demo = str(tmp_path / "cache" / "SmolLM2-135M-Instruct")
     assert ["model", demo, "default", "(SmolLM2-135M-Instruct)"] in lines

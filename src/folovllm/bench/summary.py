@@ -1,7 +1,9 @@
 """A run as Markdown, to paste into an issue, and as text for the terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
+from typing import NamedTuple
 
 from folovllm.bench.compare import (
     Comparison,
@@ -17,6 +19,14 @@ from folovllm.bench.tables import Cell, Table, sentence, suite_tables
 from folovllm.bench.wording import duration, printable
 
 
+class _Form(NamedTuple):
+    """How a document is written."""
+
+    title: Callable[[str], str]
+    prose: Callable[[str], str]
+    table: Callable[[Table], str]
+
+
 def render_markdown(run: Run, comparison: Comparison | None = None) -> str:
     """The run as Markdown.
 
@@ -24,52 +34,46 @@ def render_markdown(run: Run, comparison: Comparison | None = None) -> str:
         run: what it is about.
         comparison: with an earlier run.
     """
-    return "\n\n".join(_document(run, comparison, _markdown_title, _markdown)) + "\n"
+    return "\n\n".join(_document(run, comparison, _MARKDOWN)) + "\n"
 
 
 def render_text(run: Run, comparison: Comparison | None = None) -> str:
     """The run as plain text, for the terminal; see `render_markdown`."""
-    return "\n\n".join(_document(run, comparison, _text_title, _text)) + "\n"
+    return "\n\n".join(_document(run, comparison, _TEXT)) + "\n"
 
 
 def comparison_text(comparison: Comparison) -> str:
     """The comparison alone as plain text."""
-    return "\n\n".join(_compared(comparison, _text)) + "\n"
+    return "\n\n".join(_compared(comparison, _TEXT)) + "\n"
 
 
-_Title = Callable[[str], str]
-_Draw = Callable[[Table], str]
-
-
-def _document(run: Run, comparison: Comparison | None, title: _Title, draw: _Draw) -> Iterator[str]:
+def _document(run: Run, comparison: Comparison | None, form: _Form) -> Iterator[str]:
     first, *others = headline(run)
-    yield title(first)
-    yield from map(_line, others)
+    yield form.title(first)
+    yield from map(form.prose, others)
     facts = (date_of(run), short_machine(run.machine), f"took {duration(run.seconds)}")
-    yield " · ".join(_line(fact) for fact in facts if fact)
+    yield form.prose(" · ".join(fact for fact in facts if fact))
     if run.partial:
-        yield f"PARTIAL: {PARTIAL}"
+        yield form.prose(f"PARTIAL: {PARTIAL}")
     if comparison:
-        yield from _compared(comparison, draw)
+        yield from _compared(comparison, form)
     for suite, tables in suite_tables(run).items():
         for table in tables:
-            yield draw(
-                Table(
-                    f"{sentence(suite)}: {table.caption}", table.columns, table.rows, table.groups
-                )
-            )
+            yield form.table(replace(table, caption=f"{sentence(suite)}: {table.caption}"))
     if run.limits:
-        yield draw(limits_table(run))
+        yield form.table(limits_table(run))
 
 
-def _compared(comparison: Comparison, draw: _Draw) -> Iterator[str]:
+def _compared(comparison: Comparison, form: _Form) -> Iterator[str]:
     """The comparison, and what a reader has to know of it."""
-    yield f"Beside the run of {date_of(comparison.earlier)}: {count_verdicts(comparison)}"
-    yield from map(_line, comparison.notes)
+    yield form.prose(
+        f"Beside the run of {date_of(comparison.earlier)}: {count_verdicts(comparison)}"
+    )
+    yield from map(form.prose, comparison.notes)
     if comparison.rows:
-        yield draw(comparison_table(comparison))
-    yield from map(_line, describe_rest(comparison))
-    yield explain(comparison)
+        yield form.table(comparison_table(comparison))
+    yield from map(form.prose, describe_rest(comparison))
+    yield form.prose(explain(comparison))
 
 
 def _line(text: str) -> str:
@@ -113,17 +117,14 @@ def _escaped(text: str) -> str:
 # --- text
 
 
-def _text_title(text: str) -> str:
-    return _line(text)
-
-
 def _text(table: Table) -> str:
     """A table with aligned columns; a group is a line above its rows."""
     rows = [[_line(_text_cell(cell)) for cell in row] for row in table.rows]
-    lines = [table.columns, *rows]
+    columns = [_line(column) for column in table.columns]
+    lines = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     indent = "  " if table.groups else ""
-    drawn = [_line(table.caption), indent + _aligned(table.columns, widths)]
+    drawn = [_line(table.caption), indent + _aligned(columns, widths)]
     groups = table.groups or [Cell("")] * len(rows)
     for group, pairs in groupby(zip(groups, rows, strict=True), key=lambda pair: pair[0]):
         drawn += [_line(_text_cell(group))] if table.groups else []
@@ -140,3 +141,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     first, *others = zip(cells, widths, strict=True)
     texts = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
     return "  ".join(texts).rstrip()
+
+
+_MARKDOWN = _Form(_markdown_title, _escaped, _markdown)
+_TEXT = _Form(_line, _line, _text)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from folovllm.cli.options import add_command, engine_options, planned_config
-from folovllm.config import BenchConfig, RuntimeConfig
+from folovllm.config import CONFIG_CLASSES, ENGINE_CLASSES
 from folovllm.demo_model import DEMO_MODEL
 from folovllm.environment import Found, variable_of
 from folovllm.settings import Settings, public_value
@@ -23,12 +23,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def run(arguments: argparse.Namespace) -> int:
     """Print the configuration that a command would run with."""
     engine = planned_config(arguments)
-    parts = (
-        *(engine.model_config, engine.cache_config, engine.scheduler_config),
-        *(RuntimeConfig(), BenchConfig()),
-    )
+    engine_parts = [getattr(engine, name) for name in ENGINE_CLASSES]
+    others = [cls() for cls in CONFIG_CLASSES if cls not in ENGINE_CLASSES.values()]
     options = engine_options(arguments)
-    rows = {type(part).__name__: _rows(part, options) for part in parts}
+    rows = {type(part).__name__: _rows(part, options) for part in (*engine_parts, *others)}
     if arguments.json:
         json.dump({"schema": 1, "config": rows}, sys.stdout, indent=2)
         sys.stdout.write("\n")

@@ -51,11 +51,21 @@ def example_run(*, slower: float = 1.0, seed: int = 0) -> Run:
 
 def _load(run, noisy, ours):
     phases = {
-        "folovllm": {"config and tokenizer": 0.22, "weights read": 0.31, "weights placed": 0.24, "first forward": 0.14},
-        "from_pretrained": {"config and tokenizer": 0.81, "weights read": 0.7, "weights placed": 3.6, "first forward": 0.2},
+        "folovllm": {
+            "config and tokenizer": 0.22,
+            "weights read": 0.31,
+            "weights placed": 0.24,
+            "first forward": 0.14,
+        },
+        "from_pretrained": {
+            "config and tokenizer": 0.81,
+            "weights read": 0.7,
+            "weights placed": 3.6,
+            "first forward": 0.2,
+        },
         "safetensors": {"weights read": 0.5},
         "read": {"weights read": 0.29},
-    }  # fmt: skip
+    }
     for case, factor in (("float32, cold page cache", 1.6), ("float32, warm page cache", 1.0)):
         for way, parts in phases.items():
             taken = {part: noisy(value * factor * ours(way)) for part, value in parts.items()}
@@ -74,21 +84,70 @@ def _latency(run, noisy, ours):
             noisy((0.03 + length / 560) * ours("folovllm"), 12),
             f"prompt of {length} tokens",
         )
-        run.add(Measurement("latency", case, "folovllm", "time to first token", "s", "lower", samples, noisy(length / 610 + 0.015, 12, 0), parameters={"prompt": length}))  # fmt: skip
+        floors = noisy(length / 610 + 0.015, 12, 0)
+        run.add(
+            Measurement(
+                "latency",
+                case,
+                "folovllm",
+                "time to first token",
+                "s",
+                "lower",
+                samples,
+                floors,
+                parameters={"prompt": length},
+            )
+        )
     points = [(batch, 128) for batch in (1, 2, 4, 8, 16, 32)] + [(1, 512), (1, 1024), (1, 1900)]
     for batch, context in points:
         value = (0.021 + 0.0035 * batch + 4e-6 * context) * ours("folovllm")
         samples, case = noisy(value, 40, 0.08), f"batch of {batch}, context of {context}"
-        run.add(Measurement("latency", case, "folovllm", "time per output token", "s", "lower", samples, noisy(value * 0.6, 40, 0), parameters={"batch": batch, "context": context}))  # fmt: skip
+        run.add(
+            Measurement(
+                "latency",
+                case,
+                "folovllm",
+                "time per output token",
+                "s",
+                "lower",
+                samples,
+                noisy(value * 0.6, 40, 0),
+                parameters={"batch": batch, "context": context},
+            )
+        )
 
 
 def _throughput(run, noisy, ours):
     cases = {
-        "single": ("1 request, 128 tokens in, 128 out", 1, 128, {"folovllm": 3.4, "transformers": 8.7}, 2.0),
-        "prefill": ("1 request, 1024 tokens in, 1 out", 1, 1, {"folovllm": 1.93, "transformers": 2.35}, 1.7),
-        "batch": ("32 requests at once, 16-256 tokens in, 16-128 out", 32, 2211, {"folovllm": 16.4, "transformers": 45.2}, 11.6),
-        "prefix": ("16 requests, 512 tokens in common and 32 of their own, 32 out, cold cache", 16, 512, {"folovllm": 4.4, "transformers": 26.1}, 2.6),
-    }  # fmt: skip
+        "single": (
+            "1 request, 128 tokens in, 128 out",
+            1,
+            128,
+            {"folovllm": 3.4, "transformers": 8.7},
+            2.0,
+        ),
+        "prefill": (
+            "1 request, 1024 tokens in, 1 out",
+            1,
+            1,
+            {"folovllm": 1.93, "transformers": 2.35},
+            1.7,
+        ),
+        "batch": (
+            "32 requests at once, 16-256 tokens in, 16-128 out",
+            32,
+            2211,
+            {"folovllm": 16.4, "transformers": 45.2},
+            11.6,
+        ),
+        "prefix": (
+            "16 requests, 512 tokens in common and 32 of their own, 32 out, cold cache",
+            16,
+            512,
+            {"folovllm": 4.4, "transformers": 26.1},
+            2.6,
+        ),
+    }
     for case, (text, requests, tokens, ways, floor) in cases.items():
         parameters = {"workload": text, "requests": requests, "output tokens": tokens}
         for way, seconds in ways.items():
@@ -96,8 +155,32 @@ def _throughput(run, noisy, ours):
             floors = noisy(floor, 3, 0.01) if way == "folovllm" else None
             rates = [tokens / time for time in times]
             most = floors and [tokens / each for each in floors]
-            run.add(Measurement("throughput", case, way, "time", "s", "lower", times, floors, parameters=parameters))  # fmt: skip
-            run.add(Measurement("throughput", case, way, "output tokens", "tok/s", "higher", rates, most, parameters=parameters))  # fmt: skip
+            run.add(
+                Measurement(
+                    "throughput",
+                    case,
+                    way,
+                    "time",
+                    "s",
+                    "lower",
+                    times,
+                    floors,
+                    parameters=parameters,
+                )
+            )
+            run.add(
+                Measurement(
+                    "throughput",
+                    case,
+                    way,
+                    "output tokens",
+                    "tok/s",
+                    "higher",
+                    rates,
+                    most,
+                    parameters=parameters,
+                )
+            )
 
 
 def _sweep(run, noisy, ours):
@@ -109,7 +192,11 @@ def _sweep(run, noisy, ours):
         case = f"{rate:.3g} requests/s" if rate else "all at once"
 
         def add(metric, unit, better, samples, case=case, parameters=parameters):
-            run.add(Measurement("sweep", case, "folovllm", metric, unit, better, samples, parameters=parameters))  # fmt: skip
+            run.add(
+                Measurement(
+                    "sweep", case, "folovllm", metric, unit, better, samples, parameters=parameters
+                )
+            )
 
         add("output tokens", "tok/s", "higher", [served * 69])
         add("requests", "requests/s", "higher", [served])
@@ -117,4 +204,16 @@ def _sweep(run, noisy, ours):
         crowd = 0.2 + 3 * max(0.0, (rate or 3) - 1.5)
         add("time to first token", "s", "lower", noisy(crowd, 24, 0.4))
         add("time per output token", "s", "lower", noisy(0.03 + 0.02 * served, 24, 0.1))
-    run.add(Measurement("sweep", "knee", "folovllm", "rate", "requests/s", "higher", [1.47], parameters={"rule": f"the highest rate up to which 90% of the requests get their {goal}"}))  # fmt: skip
+    rule = f"the highest rate up to which 90% of the requests get their {goal}"
+    run.add(
+        Measurement(
+            "sweep",
+            "knee",
+            "folovllm",
+            "rate",
+            "requests/s",
+            "higher",
+            [1.47],
+            parameters={"rule": rule},
+        )
+    )

@@ -88,10 +88,10 @@ def test_is_seldom_wrong_where_nothing_changed():
     verdicts = [
         compare_samples(*random.lognormal(0, 0.2, (2, size)), "lower").verdict
         for size in (3, 5, 30)
-        for _ in range(200)
+        for _ in range(100)
     ]
-    assert verdicts.count("worse") / len(verdicts) < 0.07
-    assert verdicts.count("better") / len(verdicts) < 0.07
+    assert verdicts.count("worse") / len(verdicts) < 0.09
+    assert verdicts.count("better") / len(verdicts) < 0.09
 
 
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=50))

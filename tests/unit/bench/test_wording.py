@@ -3,7 +3,17 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from folovllm.bench.wording import change, count, number, percent, quantity, span
+from folovllm.bench.wording import (
+    change,
+    count,
+    duration,
+    number,
+    percent,
+    printable,
+    quantity,
+    span,
+    times,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +42,9 @@ def test_quantities(value, unit, text):
 
 
 def test_a_span_has_one_unit():
-    assert span(0.9, 1.2, "s") == "0.900 – 1.20 s"
-    assert span(0.0, 0.0, "s") == "0 – 0 s"
+    assert span(0.9, 1.0, 1.2, "s") == "0.900 – 1.20"
+    assert span(0.9, 0.99, 1.2, "s") == "900 – 1,200"
+    assert span(0.0, 0.0, 0.0, "s") == "0 – 0"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,7 @@ def test_numbers(value, text):
 
 
 def test_counts_percent_and_changes():
-    assert (count(512.0), count(2.5), count(2048)) == ("512", "2.50", "2,048")
+    assert (count(512.0), count(2.5), count(2048)) == ("512", "2.5", "2,048")
     assert (percent(0.414), percent(0.042), percent(0.0996), percent(0.0)) == (
         "41 %",
         "4.2 %",
@@ -53,6 +64,13 @@ def test_counts_percent_and_changes():
         "0 %",
     )
     assert (change(1.12), change(0.97), change(1.0)) == ("+12 %", "−3.0 %", "0 %")
+
+
+def test_times_durations_and_text():
+    assert (times(0.5531), times(5.8), times(18.34)) == ("0.55", "5.80", "18.3")
+    assert (duration(42.4), duration(523.0)) == ("42 s", "8 min 43 s")
+    assert change(0.99999) == "0 %"
+    assert printable("a\x1b\ud800\n模") == "a\ufffd\ufffd\n模"
 
 
 @given(st.floats(-1e300, 1e300), st.sampled_from(["s", "bytes", "B/s", "x"]))

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from folovllm.cli.bench import compare, load, report
+from folovllm.cli.bench import compare, latency, load, report, sweep, throughput
 
 if TYPE_CHECKING:
     import argparse
 
-PARTS = (load, report, compare)
+PARTS = (load, latency, throughput, sweep, report, compare)
 """The benchmarks, each a module here with an `add_parser`, in the order of the help."""
 
 
