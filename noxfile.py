@@ -6,6 +6,7 @@ Every session but `lock` and `minimums` works in the one environment `.venv`, wh
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,16 @@ def bench(session: nox.Session) -> None:
         _run(session, "folovllm", "bench", *report, silent=True)
     if comparison := asked.comparison(new):
         _run(session, "folovllm", "bench", *comparison)
+
+
+@nox.session(venv_backend="none", default=False)
+def verify_cuda(session: nox.Session) -> None:
+    """Judge CUDA: ends with 0 well, 1 broken, 2 degraded, 3 no CUDA device [-- --json FILE]."""
+    with _explained(session):
+        environment.run(ROOT)
+    command = [str(ROOT / ".venv" / "bin" / "folovllm"), "verify-cuda", *session.posargs]
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)  # nox would end with 1, whatever the code
 
 
 @nox.session(venv_backend="none")

@@ -5,9 +5,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from folovllm.cli.checks import passed
 from folovllm.cli.options import add_command, quieten_log, runnable_config
 from folovllm.cli.streaming import stream_text
-from folovllm.cli.verify import passed, show
+from folovllm.cli.verify import show
 from folovllm.errors import FoloVLLMError
 from folovllm.sampling_params import SamplingParams
 

@@ -107,7 +107,7 @@ def _parser() -> "argparse.ArgumentParser":
     import argparse
 
     from folovllm import __version__
-    from folovllm.cli import bench, chat, config, demo, generate, verify
+    from folovllm.cli import bench, chat, config, demo, env, generate, verify, verify_cuda
 
     parser = argparse.ArgumentParser(
         prog="folovllm",
@@ -116,7 +116,7 @@ def _parser() -> "argparse.ArgumentParser":
     )
     parser.add_argument("--version", action="version", version=f"folovllm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (config, verify, demo, generate, chat, bench):
+    for command in (config, env, verify, verify_cuda, demo, generate, chat, bench):
         command.add_parser(commands)
     return parser
 

@@ -28,12 +28,19 @@ def add_command(
         name: what the user types.
         text: what it does, for the help.
     """
-    # An abbreviated option would change its meaning when a longer one is added.
-    parser = commands.add_parser(
-        name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
-    )
+    parser = add_plain_command(commands, name, text)
     add_settings(parser, ENGINE_CLASSES.values())
     return parser
+
+
+def add_plain_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand that needs no engine; the arguments are those of `add_command`."""
+    # An abbreviated option would change its meaning when a longer one is added.
+    return commands.add_parser(
+        name, help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
+    )
 
 
 def add_settings(

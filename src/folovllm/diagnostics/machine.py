@@ -58,12 +58,22 @@ def _system(root: Path) -> dict[str, Any]:
     names = dict(
         re.findall(r'^(\w+)="?([^"\n]*)', read_text(root / "etc/os-release"), re.MULTILINE)
     )
-    marks = (root / ".dockerenv", root / "run/.containerenv")
     return {
         "name": names.get("PRETTY_NAME", platform.system()),
         "kernel": platform.release(),
-        "container": "container" in os.environ or any(mark.exists() for mark in marks),
+        "container": in_container(root),
     }
+
+
+def in_container(root: Path = Path("/")) -> bool:
+    """Whether this process is in a container that shows it, as Docker's and Podman's do.
+
+    Args:
+        root: where the marks are found.
+    """
+    marks = (root / ".dockerenv", root / "run/.containerenv")
+    named = {"container", "KUBERNETES_SERVICE_HOST"} & os.environ.keys()
+    return bool(named) or any(mark.exists() for mark in marks)
 
 
 def _cpu(root: Path) -> dict[str, Any]:

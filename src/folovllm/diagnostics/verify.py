@@ -2,18 +2,16 @@
 
 import math
 import platform
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from folovllm.checksums import check_files
 from folovllm.config import EngineConfig
 from folovllm.demo_model import demo_model_path
-from folovllm.errors import FoloVLLMError
+from folovllm.diagnostics.checks import Check, CheckError, chain, run_steps
 from folovllm.llm import LLM
 from folovllm.model_loader import ModelLoader
 from folovllm.outputs import CompletionOutput
@@ -25,27 +23,6 @@ if TYPE_CHECKING:
 
 QUESTION = "What is the capital of France?"
 PACKAGES = ("torch", "transformers", "safetensors", "pydantic-settings", "numpy")
-
-
-class CheckError(FoloVLLMError):
-    """A check found something wrong that raised no error by itself."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check.
-
-    Attributes:
-        name: what was checked.
-        status: "ok", "failed", or "skipped" because an earlier check failed.
-        detail: what was found.
-        seconds: how long it took.
-    """
-
-    name: str
-    status: Literal["ok", "failed", "skipped"]
-    detail: str
-    seconds: float
 
 
 class Verification:
@@ -61,25 +38,21 @@ class Verification:
         self.loader = ModelLoader(config.model_config)
 
     def run(self) -> Iterator[Check]:
-        """Yield each check's result when it is there; after a failure the rest is skipped."""
-        checks: list[tuple[str, Callable[[], str]]] = [
-            ("packages", self._packages),
-            ("torch", self._torch),
-            ("device", self._device),
-            ("model files", self._files),
-            ("tokenizer", self._tokenizer),
-            ("model loads", self._load),
-            ("logits", self._logits),
-            ("answer", self._answer),
-        ]
-        failed = ""
-        for name, check in checks:
-            if failed:
-                yield Check(name, "skipped", f"because {failed} failed", 0.0)
-                continue
-            result = _run(name, check)
-            failed = name if result.status == "failed" else ""
-            yield result
+        """Do the checks, one at a time; after a failure the rest is skipped."""
+        return run_steps(
+            chain(
+                [
+                    ("packages", self._packages),
+                    ("torch", self._torch),
+                    ("device", self._device),
+                    ("model files", self._files),
+                    ("tokenizer", self._tokenizer),
+                    ("model loads", self._load),
+                    ("logits", self._logits),
+                    ("answer", self._answer),
+                ]
+            )
+        )
 
     @cached_property
     def llm(self) -> LLM:
@@ -160,19 +133,6 @@ class Verification:
                 f"{dtype}; try FOLOVLLM_DTYPE=float32"
             )
         raise CheckError(output.error + advice)
-
-
-def _run(name: str, check: Callable[[], str]) -> Check:
-    start = time.perf_counter()
-    try:
-        detail = check()
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the finding
-        # Our own errors explain themselves; of others the type helps.
-        ours = isinstance(error, FoloVLLMError)
-        detail = str(error) if ours else f"{type(error).__name__}: {error}"
-        one_line = " ".join(detail.split())
-        return Check(name, "failed", one_line, time.perf_counter() - start)
-    return Check(name, "ok", detail, time.perf_counter() - start)
 
 
 def question_prompt(llm: LLM, question: str) -> "PromptType":

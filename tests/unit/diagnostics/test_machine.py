@@ -40,21 +40,6 @@ CPU implementer\t: 0x41
 """
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """Write files of a machine's `/proc`, `/sys` and `/etc`; say where they are."""
-    monkeypatch.delenv("container", raising=False)
-
-    def write(**files):
-        for name, text in files.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return write
-
-
 def test_two_sockets(tree):
     root = tree(
         **{
@@ -144,20 +129,6 @@ NVIDIA_SMI = """\
 NVIDIA H200, 143771, 9.0, 580.159.03
 NVIDIA GB10, [N/A], 12.1, 580.95.05
 """
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Put a program that prints a text and ends with a code before all others."""
-
-    def make(name, text, code=0):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\nexit {code}\n")
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
-
-    return make
 
 
 def test_gpus(program):
