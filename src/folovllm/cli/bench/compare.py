@@ -5,6 +5,8 @@ import re
 import sys
 from pathlib import Path
 
+from folovllm.cli.options import add_plain_command
+
 RESULTS = Path("benchmarks/results")
 """Where `nox -s bench` keeps its runs."""
 
@@ -12,9 +14,7 @@ RESULTS = Path("benchmarks/results")
 def add_parser(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     text = "compare two runs: faster, slower or within noise, row by row"
-    parser = benchmarks.add_parser(
-        "compare", help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
-    )
+    parser = add_plain_command(benchmarks, "compare", text)
     parser.add_argument(
         "earlier", metavar="A", help='folder of the earlier run, or "last": the newest before B'
     )

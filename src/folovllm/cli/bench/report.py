@@ -4,13 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from folovllm.cli.options import add_plain_command
+
 
 def add_parser(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     text = "print a run's results and write them as a page and as Markdown"
-    parser = benchmarks.add_parser(
-        "report", help=text, description=text[:1].upper() + text[1:] + ".", allow_abbrev=False
-    )
+    parser = add_plain_command(benchmarks, "report", text)
     parser.add_argument("place", metavar="RUN", type=Path, help="folder of the run, or its file")
     parser.add_argument(
         "--html", metavar="FILE", type=Path, help="for the page; unset, report.html beside the run"
