@@ -6,7 +6,6 @@ alone, 128 tokens in and 256 out.
 """
 
 import gc
-import random
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,14 @@ from transformers import (
 
 from folovllm import LLM, SamplingParams
 from folovllm.bench.floor import Floor
-from folovllm.bench.workloads import Workload
+from folovllm.bench.workloads import (
+    Lengths,
+    RandomSource,
+    Range,
+    Workload,
+    nano_vllm,
+    uniform,
+)
 from folovllm.diagnostics.limits import Limits, measure_limits
 
 TEMPERATURE = 0.6
@@ -56,7 +62,7 @@ class Case:
         device: where.
         dtype: of weights and cache.
         num_requests: at once.
-        lengths: the shortest and the longest of prompts and of outputs.
+        lengths: of their prompts and outputs.
         single: tokens in and out of the request that is alone.
         generate_requests: how many of the requests transformers' `generate` gets, in one batch:
             its cache holds each at the length of the longest, twice while it grows.
@@ -70,7 +76,7 @@ class Case:
     device: str = "cuda"
     dtype: str = "bfloat16"
     num_requests: int = 256
-    lengths: tuple[int, int] = (100, 1024)
+    lengths: Lengths = nano_vllm
     single: tuple[int, int] = (128, 256)
     generate_requests: int = 64
     max_model_len: int = 4096
@@ -126,22 +132,15 @@ Run = Callable[[Workload], int]
 
 
 def many(case: Case, seed: int = 0) -> Workload:
-    """The requests of nano-vllm's `bench.py`."""
-    rng = random.Random(seed)
-    vocabulary = min(10_000, case.shape["vocab_size"] - 1)
-    prompts = [
-        [rng.randint(0, vocabulary) for _ in range(rng.randint(*case.lengths))]
-        for _ in range(case.num_requests)
-    ]
-    return Workload(prompts, [rng.randint(*case.lengths) for _ in prompts])
+    """The requests that are there at once."""
+    source = RandomSource(case.lengths, case.shape["vocab_size"], seed=f"many-{seed}")
+    return source.draw(case.num_requests)
 
 
 def single(case: Case, seed: int = 1) -> Workload:
     """One request."""
-    rng = random.Random(seed)
-    count, output_len = case.single
-    vocabulary = min(10_000, case.shape["vocab_size"] - 1)
-    return Workload([[rng.randint(0, vocabulary) for _ in range(count)]], [output_len])
+    lengths = uniform(*(Range(count, count) for count in case.single))
+    return RandomSource(lengths, case.shape["vocab_size"], seed=f"single-{seed}").draw(1)
 
 
 def write_model(case: Case, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.gpu import WAYS, Case, many, measure, summarize
+from folovllm.bench.workloads import Range, uniform
 from folovllm.diagnostics.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +23,7 @@ SMALL = Case(
     device="cpu",
     dtype="float32",
     num_requests=4,
-    lengths=(3, 9),
+    lengths=uniform(Range(3, 9), Range(3, 9)),
     single=(5, 6),
     generate_requests=3,
     max_model_len=64,

@@ -79,13 +79,8 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     hf_model, tokenizer = ModelLoader(config.model_config, phases).load_model_and_tokenizer(device)
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
-    needs = _attention_needs(config, model.device, model.dtype, tuple(model.attention))
-    attention = choose_attention(needs, config.model_config.attention_backend)
-    block_size = needs.block_size or attention.block_size
-    linear = choose_linear(model.device, model.dtype)
-    if model.device.type == "cpu":
-        fuse(hf_model, linear.pack)
-    pack_linears(hf_model, linear)
+    attention, block_size = _choose_attention(config, model)
+    _speed_up_linears(model)
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
@@ -128,6 +123,20 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
         *(tokenizer, generation_config, processor, cache_manager, scheduler, runner),
         load_seconds=phases.seconds,
     )
+
+
+def _choose_attention(config: EngineConfig, model: PagedModel) -> tuple[AttentionBackend, int]:
+    """The attention backend, and the size of the cache's blocks: where none was asked for, its."""
+    needs = _attention_needs(config, model.device, model.dtype, tuple(model.attention))
+    backend = choose_attention(needs, config.model_config.attention_backend)
+    return backend, needs.block_size or backend.block_size
+
+
+def _speed_up_linears(model: PagedModel) -> None:
+    linear = choose_linear(model.device, model.dtype)
+    if model.device.type == "cpu":
+        fuse(model.model, linear.pack)
+    pack_linears(model.model, linear)
 
 
 def eos_token_ids(generation_config: "GenerationConfig") -> list[int]:
