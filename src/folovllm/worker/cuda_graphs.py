@@ -211,11 +211,12 @@ class GraphMaker:
         """What the graphs will take, in bytes, before the cache takes all that is left.
 
         Found out by capturing the largest alone, then the largest two, on a cache of one block;
-        each of the others takes as much as the second did.
+        each of the others takes as much as the second did. Before that the largest is captured
+        once for nothing: the first run also loads kernels, which stay and are no graph's.
         """
         model = self.model
         cache = KVCache(model.layers, 1, 0, self.block_size, model.dtype, model.device)
-        first, both = (self._taken(cache.layers, self.sizes[-count:]) for count in (1, 2))
+        _, first, both = (self._taken(cache.layers, self.sizes[-count:]) for count in (1, 1, 2))
         return first + max(0, both - first) * (len(self.sizes) - 1) if self.sizes else 0
 
     def make(self, layers: Sequence[LayerCache]) -> DecodeGraphs | None:
