@@ -33,7 +33,7 @@ def main() -> None:
             texts.append(generate(llm, f"{name}, {graphs}"))
             del llm
     alike = all(text == texts[0] for text in texts)
-    print(f"   {PROMPTS[0]}{texts[0][0]!r}" if alike else f"   not alike: {texts}")
+    print(f"   {PROMPTS[0] + texts[0][0]!r}" if alike else f"   not alike: {texts}")
     if not on_cuda:
         print("   (flash, triton and captured graphs need a GPU)")
 
