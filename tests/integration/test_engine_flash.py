@@ -66,7 +66,7 @@ def test_sinks_are_left_to_another(run):
 
 
 def test_is_refused_before_the_model_is_loaded(monkeypatch, tiny_folder):
-    monkeypatch.setattr(build, "get_model_and_tokenizer", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(build, "ModelLoader", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(ConfigError, match=r"attention_backend: flash needs a CUDA device.* sdpa"):
         LLM(str(tiny_folder()), device="cpu", attention_backend="flash")
 
