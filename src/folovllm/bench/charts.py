@@ -42,7 +42,7 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
 
 
 def _plots(suite: str, metrics: Metrics) -> Iterator[Plot]:
-    knees = [each.samples[0] for each in metrics.get("rate", []) if each.case == "knee"]
+    knees = [each for each in metrics.get("rate", []) if each.case == "knee"]
     if suite == "sweep" and all(_over_rates(metrics.get(name, [])) for name in SERVED):
         yield served([_over_rates(metrics[name]) for name in SERVED], knees)
         metrics = {name: each for name, each in metrics.items() if name not in SERVED}

@@ -19,6 +19,9 @@ SCHEMA = 1
 
 FILE_NAME = "results.json"
 
+AT_LEAST = "at least"
+"""The parameter "bound" of a measurement that may be more, had anybody tried."""
+
 
 class BenchError(FoloVLLMError):
     """A benchmark cannot be run, or its results cannot be used."""

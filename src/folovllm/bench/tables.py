@@ -19,6 +19,9 @@ from folovllm.bench.wording import DASH, percent, quantity, span, times
 OURS = "folovllm"
 """The way that the others stand beside."""
 
+NOTES = ("workload", "bound", "rule")
+"""Parameters that say what a case is."""
+
 MANY = 10
 """From so many samples on, percentiles say more than the lowest and the highest."""
 
@@ -134,8 +137,8 @@ def metric_table(metric: str, measurements: Sequence[Measurement]) -> Table:
 
 
 def _case(each: Measurement) -> Cell:
-    notes = [each.parameters[name] for name in ("workload", "rule") if name in each.parameters]
-    return Cell(each.case, str(notes[0]) if notes else "")
+    notes = [str(each.parameters[name]) for name in NOTES if name in each.parameters]
+    return Cell(each.case, ": ".join(notes))
 
 
 def _value(each: Measurement) -> Cell:
