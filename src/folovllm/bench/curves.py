@@ -15,9 +15,9 @@ from folovllm.bench.drawing import (
     new_axes,
     value_axis,
 )
-from folovllm.bench.results import Measurement
+from folovllm.bench.results import OURS, Measurement
 from folovllm.bench.statistics import percentile, spread
-from folovllm.bench.tables import MANY, OURS, sentence
+from folovllm.bench.tables import MANY, sentence
 from folovllm.bench.wording import count, quantity
 
 AXES = {

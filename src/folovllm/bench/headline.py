@@ -1,8 +1,8 @@
 """A run in a sentence or two."""
 
-from folovllm.bench.results import Measurement, Run
+from folovllm.bench.results import OURS, Measurement, Run
 from folovllm.bench.statistics import shares_of_limit, spread
-from folovllm.bench.tables import OURS, is_speed, relative, sentence
+from folovllm.bench.tables import is_speed, relative, sentence
 from folovllm.bench.wording import count, number, percent, quantity, times
 
 PEERS = ("transformers", "from_pretrained")

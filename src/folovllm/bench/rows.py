@@ -20,9 +20,9 @@ from folovllm.bench.drawing import (
     new_axes,
     value_axis,
 )
-from folovllm.bench.results import Measurement
+from folovllm.bench.results import OURS, Measurement
 from folovllm.bench.statistics import spread
-from folovllm.bench.tables import OURS, sentence
+from folovllm.bench.tables import sentence
 from folovllm.bench.wording import change, percent, quantity
 
 LABEL, BAND, GAP = 15.0, 15.0, 7.0

@@ -6,23 +6,17 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 from typing_extensions import Self
 
-from folovllm.bench.results import BenchError, Measurement, Run
+from folovllm.bench.results import BenchError, Measurement, Run, Say
 from folovllm.config import ENGINE_CLASSES, EngineConfig
 from folovllm.diagnostics.limits import Limits, measure_limits
 from folovllm.diagnostics.machine import machine_facts
 from folovllm.settings import public_value
 from folovllm.utils.common import get_device
 from folovllm.utils.threads import use_allowed_cores
-
-Record: TypeAlias = Callable[[Measurement], None]
-"""Takes what was measured."""
-
-Say: TypeAlias = Callable[[str], None]
-"""Shows a line at once: measuring takes minutes."""
 
 DRIFT = 0.1
 """From this share on, a change of the machine's limits during a run is worth saying."""

@@ -7,12 +7,12 @@ from folovllm.bench.arrivals import EngineTarget, Target
 from folovllm.bench.floor import Floor
 from folovllm.bench.latency import LatencyBench, LatencyPlan
 from folovllm.bench.peer import PEER, transformers_way
+from folovllm.bench.results import OURS
 from folovllm.bench.server import ServerTarget, server_way
 from folovllm.bench.session import Session
 from folovllm.bench.sweep import Goal, SweepPlan, measure_sweep
 from folovllm.bench.throughput import (
     DEFAULT_CASES,
-    OURS,
     Case,
     Way,
     check_lengths,

@@ -1,13 +1,12 @@
 """From a trickle to more than it can bear: what a target does at each rate of arrival."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from folovllm.bench.arrivals import Outcome, Target, at_once, poisson
-from folovllm.bench.results import AT_LEAST, BenchError, Measurement
+from folovllm.bench.results import AT_LEAST, BenchError, Measurement, Record, Say
+from folovllm.bench.tables import summarise
 from folovllm.bench.wording import percent
 from folovllm.bench.workloads import Source
 
@@ -142,8 +141,8 @@ def measure_sweep(
     target: Target,
     source: Source,
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> None:
     """Let requests arrive at one rate after another, the lowest first.
 
@@ -179,8 +178,8 @@ def _measure_rate(
     source: Source,
     rate: float,
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> RateResult:
     workload = source.draw(plan.num_requests(rate))
     # The same gaps at the same rate, whichever other rates are measured: runs are compared by it.
@@ -196,8 +195,8 @@ def _measure_capacity(
     target: Target,
     source: Source,
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> float:
     """Requests a second when all are there at once."""
     outcomes = target.run(at_once(source.draw(2 * plan.min_requests)))
@@ -213,9 +212,7 @@ def _case(rate: float) -> str:
     return "all at once" if rate == math.inf else f"{rate:g} requests/s"
 
 
-def _record(
-    way: str, result: RateResult, plan: SweepPlan, record: Callable[[Measurement], None]
-) -> None:
+def _record(way: str, result: RateResult, plan: SweepPlan, record: Record) -> None:
     """The figures of one rate."""
     finished = result.finished
     parameters: dict[str, float | str] = {
@@ -270,8 +267,7 @@ def _summary(result: RateResult) -> str:
     ]
     for metric, times in _times(result.finished).items():
         if times:
-            p50, p90, p99 = np.percentile(times, [50, 90, 99]) * 1000
-            parts.append(f"{metric} p50 {p50:.0f}, p90 {p90:.0f}, p99 {p99:.0f} ms")
+            parts.append(f"{metric} {summarise(times)}")
     return "; ".join(parts)
 
 
@@ -279,8 +275,8 @@ def _record_knee(
     way: str,
     results: Sequence[RateResult],
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> None:
     rule = (
         f"the highest rate up to which {percent(KNEE_SHARE)} of the requests get their {plan.goal}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
-from folovllm.bench.results import Measurement, Run
+from folovllm.bench.results import OURS, Measurement, Run
 from folovllm.bench.statistics import (
     Spread,
     inverse,
@@ -15,9 +15,6 @@ from folovllm.bench.statistics import (
     times_as_good,
 )
 from folovllm.bench.wording import DASH, percent, quantity, span, times
-
-OURS = "folovllm"
-"""The way that the others stand beside."""
 
 NOTES = ("workload", "bound", "rule")
 """Parameters that say what a case is."""
@@ -180,6 +177,15 @@ def _columns(measurements: Sequence[Measurement]) -> dict[str, _Column]:
         word = "fast" if is_speed(measurements[0].unit) else "much"
         columns[f"{OURS}: times as {word}"] = partial(_beside, ours)
     return columns
+
+
+def summarise(samples: Sequence[float]) -> str:
+    """Times in a few words, for a line that tells how it is going; in seconds."""
+    if len(samples) < MANY:
+        middle, low, high = spread(samples)
+        return f"median {quantity(middle, 's')} ({span(low, middle, high, 's')})"
+    figures = (f"p{p} {quantity(percentile(samples, p), 's')}" for p in (50, 90, 99))
+    return ", ".join(figures)
 
 
 def median_cell(each: Measurement) -> Cell:
