@@ -23,9 +23,6 @@ SERVED = ("requests", "goodput")
 MOST_CHANGES = 16
 """That a plot shows; the table has all."""
 
-TOLD_BEFORE = {("throughput", "time")}
-"""Metrics that another one of their suite shows."""
-
 
 def suite_plots(run: Run) -> dict[str, list[Plot]]:
     """The plots of each suite."""
@@ -52,7 +49,7 @@ def _plots(suite: str, metrics: Metrics) -> Iterator[Plot]:
         drawn = [plot for axis in AXES if (plot := curves(metric, axis, measured, knees))]
         yield from drawn
         single = sum(len(each.samples) for each in measured) == 1
-        if not drawn and not single and (suite, metric) not in TOLD_BEFORE:
+        if not drawn and not single:
             yield all_samples(metric, measured)
 
 

@@ -66,14 +66,24 @@ def suite_tables(run: Run) -> dict[str, list[Table]]:
 
 
 def by_metric(run: Run) -> dict[str, dict[str, list[Measurement]]]:
-    """The measurements by suite and metric, those of one case next to each other."""
+    """What is shown of a run, by suite and metric, the measurements of a case side by side."""
     suites: dict[str, dict[str, list[Measurement]]] = {}
     for each in run.measurements:
         suites.setdefault(each.suite, {}).setdefault(each.metric, []).append(each)
     return {
-        suite: {metric: by_case(measured) for metric, measured in metrics.items()}
+        suite: {metric: by_case(measured) for metric, measured in _not_told_twice(metrics).items()}
         for suite, metrics in suites.items()
     }
+
+
+def _not_told_twice(metrics: dict[str, list[Measurement]]) -> dict[str, list[Measurement]]:
+    """Without the times of what has a rate: the same figures upside down."""
+    rates = {each.key[:3] for each in metrics.get("output tokens", [])}
+    left = {
+        metric: [each for each in measured if metric != "time" or each.key[:3] not in rates]
+        for metric, measured in metrics.items()
+    }
+    return {metric: measured for metric, measured in left.items() if measured}
 
 
 def _tables(metrics: Mapping[str, list[Measurement]]) -> list[Table]:
