@@ -14,12 +14,12 @@ from folovllm.bench.floor import Floor
 from folovllm.bench.results import OURS, BenchError, Measurement, Record, Say, back_and_forth
 from folovllm.bench.workloads import (
     RandomSource,
-    Range,
     Source,
     Workload,
     nano_vllm,
     uniform,
 )
+from folovllm.bench_config import Range
 from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

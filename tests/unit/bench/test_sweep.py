@@ -12,7 +12,8 @@ from folovllm.bench.sweep import (
     measure_sweep,
     preferred,
 )
-from folovllm.bench.workloads import RandomSource, Range, uniform
+from folovllm.bench.workloads import RandomSource, uniform
+from folovllm.bench_config import Range
 
 GOAL = Goal(first_token=1.0, output_token=0.2)
 
