@@ -32,7 +32,8 @@ def main() -> None:
             graphs = "captured graphs" if llm.llm_engine.runner.graphs else "step by step"
             texts.append(generate(llm, f"{name}, {graphs}"))
             del llm
-    print("   all alike" if all(text == texts[0] for text in texts) else f"   unlike: {texts}")
+    alike = all(text == texts[0] for text in texts)
+    print(f"   {PROMPTS[0] + texts[0][0]!r}" if alike else f"   not alike: {texts}")
     if not on_cuda:
         print("   (flash, triton and captured graphs need a GPU)")
 
