@@ -74,6 +74,7 @@ def test_a_forward_that_waits_is_told_and_harms_nothing(device, caplog):
     assert made.make([]) is None
     [record] = caplog.records
     assert "decoding runs without captured CUDA graphs" in record.message
+    assert torch.cuda.current_stream(device) == torch.cuda.default_stream(device)
     ones = torch.ones(4, device=device)
     assert (ones + ones).sum().item() == 8
 

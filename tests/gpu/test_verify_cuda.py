@@ -1,6 +1,7 @@
 """The judge on a real GPU."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,9 @@ def report(tmp_path_factory):
     """What `folovllm verify-cuda` writes and how it ends, in a process of its own."""
     path = tmp_path_factory.mktemp("verify") / "report.json"
     command = [sys.executable, "-m", "folovllm", "verify-cuda", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    # Such a machine may have the source folder alone, which pytest tells this process of.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
     assert done.returncode in (0, 2), done.stdout + done.stderr
     found = json.loads(path.read_text(encoding="utf-8"))
     assert found["exit_code"] == done.returncode

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -276,6 +275,8 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_tiny_gguf(path: Path) -> None:
     """Write the header, the tokenizer and random weights of a two-layer Llama."""
+    from gguf import GGUFWriter  # not there on every machine that the other models serve
+
     tokens = ["<|endoftext|>", *sorted(set(ByteLevel.alphabet())), "ab", "cd"]
     width, hidden, vocabulary = 32, 48, len(tokens)
     writer = GGUFWriter(path, "llama")

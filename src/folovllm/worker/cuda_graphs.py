@@ -45,16 +45,21 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         """Make the pool; it lives as long as a graph does."""
-        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # torch's own stream for this is one a process, on the device that came first, and what
+        # is captured on one stream shares cuBLAS's workspace, which goes with the first graph
+        # to go (github.com/pytorch/pytorch/issues/193402).
+        self._stream = torch.cuda.Stream(device)
 
     def __call__(self, work: Work) -> Work:
         """Capture; the work must have been done before, so that its kernels are loaded."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the device meanwhile: that they do must not end the capture.
         with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            torch.cuda.device(self._stream.device),
+            # A capture that ends badly leaves its own stream current: this takes it back.
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
         ):
             work()
         return graph.replay
@@ -211,11 +216,12 @@ class GraphMaker:
         """What the graphs will take, in bytes, before the cache takes all that is left.
 
         Found out by capturing the largest alone, then the largest two, on a cache of one block;
-        each of the others takes as much as the second did.
+        each of the others takes as much as the second did. Before that the largest is captured
+        once for nothing: the first run also loads kernels, which stay and are no graph's.
         """
         model = self.model
         cache = KVCache(model.layers, 1, 0, self.block_size, model.dtype, model.device)
-        first, both = (self._taken(cache.layers, self.sizes[-count:]) for count in (1, 2))
+        _, first, both = (self._taken(cache.layers, self.sizes[-count:]) for count in (1, 1, 2))
         return first + max(0, both - first) * (len(self.sizes) - 1) if self.sizes else 0
 
     def make(self, layers: Sequence[LayerCache]) -> DecodeGraphs | None:
