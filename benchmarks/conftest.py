@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from folovllm.bench.session import Record, Say, Session, device_limits, results_folder, settings_of
+from folovllm.bench.results import Say
+from folovllm.bench.session import Session, device_limits, results_folder, settings_of
 from folovllm.bench_config import SUITE_CLASSES
 from folovllm.cli.options import given_options, option_of, planned_config, runnable_config
 from folovllm.config import ENGINE_CLASSES, BenchConfig, EngineConfig
@@ -98,12 +99,6 @@ def session(
         pytest.exit(f"{error}", returncode=1)
     pytestconfig.stash[SESSION] = made
     return made
-
-
-@pytest.fixture(scope="session")
-def record(session: Session) -> Record:
-    """Keeps a measurement."""
-    return session.record
 
 
 @pytest.fixture(scope="session")

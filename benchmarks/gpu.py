@@ -29,11 +29,11 @@ from folovllm.bench.floor import Floor
 from folovllm.bench.workloads import (
     Lengths,
     RandomSource,
-    Range,
     Workload,
     nano_vllm,
     uniform,
 )
+from folovllm.bench_config import Range
 from folovllm.diagnostics.limits import Limits, measure_limits
 
 TEMPERATURE = 0.6

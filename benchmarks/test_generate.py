@@ -8,8 +8,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.sampling import CLOCK, Suite
 from folovllm.bench import suites
 from folovllm.bench.peer import PEER
+from folovllm.bench.results import OURS
 from folovllm.bench.session import Session
-from folovllm.bench.throughput import DEFAULT_CASES, OURS
+from folovllm.bench.throughput import DEFAULT_CASES
 from folovllm.bench_config import RequestsConfig, ThroughputConfig
 from folovllm.config import BenchConfig, EngineConfig
 

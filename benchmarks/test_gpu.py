@@ -8,7 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.gpu import WAYS, Case, Measured, measure, summarize
 from benchmarks.sampling import CLOCK, hand_over
-from folovllm.bench.session import Say
+from folovllm.bench.results import Say
 
 pytestmark = [
     pytest.mark.gpu,

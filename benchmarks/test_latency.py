@@ -8,8 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.sampling import CLOCK, Suite
 from folovllm.bench import suites
 from folovllm.bench.latency import LatencyPlan
+from folovllm.bench.results import OURS
 from folovllm.bench.session import Session
-from folovllm.bench.throughput import OURS
 from folovllm.bench_config import LatencyConfig
 from folovllm.config import BenchConfig, EngineConfig
 

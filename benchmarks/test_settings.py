@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import folovllm
 from benchmarks.sampling import CLOCK, hand_over
 from folovllm import LLM, RequestOutput, SamplingParams
-from folovllm.bench.session import Say
+from folovllm.bench.results import Say
 
 # 16 prompts that begin alike, and one long one that comes last: 5,376 tokens in, 272 out.
 COMMON, OWN, LONG, OUTPUT = 192, 64, 1280, 16

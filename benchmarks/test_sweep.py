@@ -7,8 +7,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.sampling import CLOCK, Suite
 from folovllm.bench import suites
+from folovllm.bench.results import OURS
 from folovllm.bench.session import Session
-from folovllm.bench.throughput import OURS
 from folovllm.bench_config import RequestsConfig, SweepConfig
 from folovllm.config import BenchConfig, EngineConfig
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-DEFAULT = ("load", "latency", "generate", "throughput", "sweep")
+DEFAULT = ("load", "latency", "generate", "sweep")
 """What is run where no benchmark is named; the others are by name only."""
 
-OTHER_MACHINE = "--other-machine"
+OTHER_MACHINE, LAST = "--other-machine", "last"
 
 RESULTS = "benchmarks/results"
 OWN_RESULTS = f"{RESULTS}/pytest-benchmark.json"
@@ -88,6 +88,10 @@ def parse(root: Path, arguments: Sequence[str]) -> Request:
         parser.error("--compare takes one run or two; benchmarks are named before the options")
     if len(given.compare) == 2 and rest:
         parser.error(f"--compare with two runs measures nothing: leave out {' '.join(rest)}")
+    for run in given.compare:  # before minutes of measuring
+        if not (runs(root) if run == LAST else (root / run).exists()):
+            where = f"yet in {RESULTS}" if run == LAST else f"at {run}"
+            parser.error(f"--compare: there is no run {where}")
     judge = ["--fail-over", given.fail_over] if given.fail_over else []
     judge += [OTHER_MACHINE] if given.other_machine else []
     if judge and not given.compare:

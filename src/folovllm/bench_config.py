@@ -1,9 +1,11 @@
 """The settings of single benchmarks, read as those of the engine are (`folovllm.config`)."""
 
+import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from folovllm.settings import Settings
 
@@ -13,13 +15,46 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-Length = Annotated[str, Field(pattern=r"^[1-9]\d*(-[1-9]\d*)?$")]
-Counts = Annotated[
-    tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_split)
-]
-Rates = Annotated[
-    tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_split)
-]
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Lengths from `low` to `high`, both included, in tokens."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Range":
+        """Read "128" or "16-256".
+
+        Raises:
+            ValueError: it is neither, or a length is below 1.
+        """
+        low, dash, high = text.partition("-")
+        try:
+            parsed = cls(int(low), int(high) if dash else int(low))
+        except ValueError:
+            parsed = cls(0, 0)
+        if not 1 <= parsed.low <= parsed.high:
+            raise ValueError(f"a length like 128, or a range like 16-256, got {text!r}")
+        return parsed
+
+    def draw(self, rng: random.Random) -> int:
+        """One of them, each as likely."""
+        return rng.randint(self.low, self.high)
+
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+
+def _checked(value: str) -> str:
+    Range.parse(value)
+    return value
+
+
+Length = Annotated[str, AfterValidator(_checked)]
+Counts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split)]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 

@@ -125,7 +125,7 @@ class Target(Protocol):
         """
 
 
-def poisson(workload: Workload, rate: float, seed: int) -> list[Arrival]:
+def poisson(workload: Workload, rate: float, seed: int | str) -> list[Arrival]:
     """Let requests arrive independently of each other, the first one at once.
 
     Args:

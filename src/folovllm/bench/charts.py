@@ -23,9 +23,6 @@ SERVED = ("requests", "goodput")
 MOST_CHANGES = 16
 """That a plot shows; the table has all."""
 
-TOLD_BEFORE = {("throughput", "time")}
-"""Metrics that another one of their suite shows."""
-
 
 def suite_plots(run: Run) -> dict[str, list[Plot]]:
     """The plots of each suite."""
@@ -42,7 +39,7 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
 
 
 def _plots(suite: str, metrics: Metrics) -> Iterator[Plot]:
-    knees = [each.samples[0] for each in metrics.get("rate", []) if each.case == "knee"]
+    knees = [each for each in metrics.get("rate", []) if each.case == "knee"]
     if suite == "sweep" and all(_over_rates(metrics.get(name, [])) for name in SERVED):
         yield served([_over_rates(metrics[name]) for name in SERVED], knees)
         metrics = {name: each for name, each in metrics.items() if name not in SERVED}
@@ -52,7 +49,7 @@ def _plots(suite: str, metrics: Metrics) -> Iterator[Plot]:
         drawn = [plot for axis in AXES if (plot := curves(metric, axis, measured, knees))]
         yield from drawn
         single = sum(len(each.samples) for each in measured) == 1
-        if not drawn and not single and (suite, metric) not in TOLD_BEFORE:
+        if not drawn and not single:
             yield all_samples(metric, measured)
 
 

@@ -15,9 +15,9 @@ from folovllm.bench.drawing import (
     new_axes,
     value_axis,
 )
-from folovllm.bench.results import Measurement
+from folovllm.bench.results import OURS, Measurement
 from folovllm.bench.statistics import percentile, spread
-from folovllm.bench.tables import OURS, sentence
+from folovllm.bench.tables import MANY, sentence
 from folovllm.bench.wording import count, quantity
 
 AXES = {
@@ -28,7 +28,8 @@ AXES = {
 }
 """Conditions to draw curves over, by parameter: their names and units."""
 
-HEIGHT = 220.0
+HEIGHT, WIDTH = 220.0, 1.8
+"""Points: of a plot, and of its lines."""
 
 MOST_DOTS = 200
 """Samples of one point of a curve; beyond, the percentiles tell more than a heap."""
@@ -38,7 +39,7 @@ PERCENTILES = {50: "-", 90: "--", 99: ":"}
 
 
 def curves(
-    metric: str, axis: str, measurements: Sequence[Measurement], knees: Sequence[float]
+    metric: str, axis: str, measurements: Sequence[Measurement], knees: Sequence[Measurement]
 ) -> Plot | None:
     """A metric over a condition, all others being the same along a curve.
 
@@ -46,7 +47,7 @@ def curves(
         metric: which.
         axis: the condition, of `AXES`.
         measurements: of the metric.
-        knees: rates to mark on an axis of rates.
+        knees: to mark on an axis of rates.
 
     Returns:
         None where nothing was measured under several values of the condition.
@@ -56,7 +57,7 @@ def curves(
         return None
     axes = new_axes(HEIGHT)
     drawn = [each for points in lines.values() for each in points]
-    percentiles = [50, 90, 99] if any(len(each.samples) > 1 for each in drawn) else [50]
+    percentiles = [50, 90, 99] if min(len(each.samples) for each in drawn) >= MANY else [50]
     for series, points in enumerate(lines.values()):
         _draw(axes, axis, points, series % len(SERIES), percentiles)
     _axes(axes, axis, drawn)
@@ -70,19 +71,21 @@ def curves(
     return finish(axes, f"{sentence(metric)} by {AXES[axis][0]}", note, legend)
 
 
-def served(measurements: Sequence[Sequence[Measurement]], knees: Sequence[float]) -> Plot:
+def served(measurements: Sequence[Sequence[Measurement]], knees: Sequence[Measurement]) -> Plot:
     """Requests finished, and those of them within the goal, by the rate of arrival.
 
     Args:
         measurements: of the one and of the other, each with a parameter "rate".
-        knees: rates to mark.
+        knees: to mark.
     """
     axes = new_axes(HEIGHT)
     finished, good = measurements
     rates = [_place(each, "rate") for each in finished]
     axes.plot([0, max(rates)], [0, max(rates)], color=MUTED, linewidth=1.2, linestyle="--")
-    for series, points in enumerate((finished, good)):
-        _draw(axes, "rate", sorted(points, key=lambda each: _place(each, "rate")), series, [50])
+    # The first is broad, to be seen below the other one where they are the same.
+    for series, (points, width) in enumerate(((finished, 5.0), (good, WIDTH))):
+        ordered = sorted(points, key=lambda each: _place(each, "rate"))
+        _draw(axes, "rate", ordered, series, [50], width)
     values = [value for each in finished for value in each.samples]
     value_axis(axes, "y", [*values, *rates], finished[0].unit)
     condition_axis(axes, rates, _title("rate"))
@@ -122,13 +125,18 @@ def _line(axis: str, each: Measurement) -> str:
 
 
 def _draw(
-    axes: Axes, axis: str, points: Sequence[Measurement], series: int, percentiles: Sequence[int]
+    axes: Axes,
+    axis: str,
+    points: Sequence[Measurement],
+    series: int,
+    percentiles: Sequence[int],
+    width: float = WIDTH,
 ) -> None:
     places = [_place(each, axis) for each in points]
     colour = SERIES[series]
     for percent in percentiles:
         values = [percentile(each.samples, percent) for each in points]
-        axes.plot(places, values, PERCENTILES[percent], color=colour)
+        axes.plot(places, values, PERCENTILES[percent], color=colour, linewidth=width)
     axes.plot(places, [spread(each.samples).median for each in points], "o", color=colour, ms=5)
     dots = [
         (place, sample)
@@ -150,11 +158,15 @@ def _axes(axes: Axes, axis: str, drawn: Sequence[Measurement]) -> None:
     condition_axis(axes, [_place(each, axis) for each in drawn], _title(axis))
 
 
-def _mark(axes: Axes, knees: Sequence[float]) -> list[Key]:
+def _mark(axes: Axes, knees: Sequence[Measurement]) -> list[Key]:
     """The highest rates that are borne."""
+    keys = []
     for knee in knees:
-        axes.axvline(knee, color=INK, linewidth=1.2, linestyle="-.")
-    return [Key("-.", None, f"knee, {quantity(knee, 'requests/s')}") for knee in knees]
+        [rate] = knee.samples
+        axes.axvline(rate, color=INK, linewidth=1.2, linestyle="-.")
+        words = ("knee,", str(knee.parameters.get("bound", "")), quantity(rate, knee.unit))
+        keys.append(Key("-.", None, " ".join(filter(None, words))))
+    return keys
 
 
 def _note(each: Measurement, line: str, several: bool) -> str:

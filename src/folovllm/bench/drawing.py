@@ -5,6 +5,7 @@ variable at the end. Text stays text, in the page's font; legends are the page's
 """
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,9 @@ POINTS = 72
 
 WIDE = 20
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+
+TICK = 0.12
+"""The share of an axis that a tick's label takes."""
 
 LONGEST = 52
 """Characters of a label that fit the width."""
@@ -174,12 +178,17 @@ def _short(value: float, unit: str) -> str:
 def condition_axis(axes: Axes, values: Sequence[float], title: str) -> None:
     """The horizontal axis of a condition, with a tick at each value, as far as there is room."""
     values = sorted(set(values))
-    if values[0] > 0 and values[-1] / values[0] >= 8:
+    if is_log := values[0] > 0 and values[-1] / values[0] >= 8:
         axes.set_xscale("log", base=2)
     else:
         axes.set_xlim(0 if values[0] >= 0 else None, values[-1] * 1.06)
-    step = -(-len(values) // 6)
-    axes.xaxis.set_major_locator(FixedLocator(values[::-1][::step][::-1]))
+    places = {value: math.log(value) if is_log else value for value in values}
+    room = TICK * (places[values[-1]] - (places[values[0]] if is_log else min(0.0, values[0])))
+    ticks = values[-1:]
+    for value in reversed(values[:-1]):
+        if places[ticks[-1]] - places[value] >= room:
+            ticks.append(value)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axes.set_xlabel(label(title))

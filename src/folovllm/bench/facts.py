@@ -10,6 +10,9 @@ from folovllm.bench.wording import DASH, change, quantity
 
 GIB = 2**30
 
+DRIFT = 0.1
+"""From this share on, a change of the machine's limits during a run is worth saying."""
+
 
 def identity(machine: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for results to be compared, by what a reader calls it.
@@ -84,6 +87,17 @@ def limits_table(run: Run) -> Table:
         rows.append([Cell(title), *cells, Cell(moved)])
     columns = ["", *[f"At the {time}" for time in times], "Drift"]
     return Table("What the machine allows, measured in this run", columns, rows)
+
+
+def drift(run: Run) -> list[str]:
+    """What of the machine's limits was another at the run's end than at its start, a line each."""
+    before, after = run.limits.get("start", {}), run.limits.get("end", {})
+    changes = {name: after[name] / before[name] for name in before if name in after}
+    return [
+        f"the machine changed meanwhile: its {name} is {change(ratio)} against the start"
+        for name, ratio in changes.items()
+        if abs(ratio - 1) > DRIFT
+    ]
 
 
 LIMITS = {

@@ -1,16 +1,16 @@
 """A run in a sentence or two."""
 
-from folovllm.bench.results import Measurement, Run
+from folovllm.bench.facts import drift
+from folovllm.bench.results import OURS, Measurement, Run
 from folovllm.bench.statistics import shares_of_limit, spread
-from folovllm.bench.tables import OURS, is_speed, relative, sentence
+from folovllm.bench.tables import is_speed, relative, sentence
 from folovllm.bench.wording import count, number, percent, quantity, times
 
 PEERS = ("transformers", "from_pretrained")
 """Ways that a reader knows, and that ours is named beside."""
 
 
-PARTIAL = "The run ended before all was measured; what was finished is here."
-"""Stands with every form of a run that is partial."""
+PARTIAL = "Partial: the run ended before all was measured; what was finished is here."
 
 
 def headline(run: Run) -> list[str]:
@@ -23,6 +23,11 @@ def headline(run: Run) -> list[str]:
     clauses += [_is_ready(run, each) for each in loads[:1]]
     clauses = clauses or [_shows(run, each) for each in (ours or run.measurements)[:1]]
     return [f"{sentence(clause)}." for clause in clauses or ["nothing was measured"]]
+
+
+def caveats(run: Run) -> list[str]:
+    """What a reader has to know before any figure: that it is partial, that the machine changed."""
+    return [PARTIAL] * run.partial + [f"{sentence(line)}." for line in drift(run)]
 
 
 def _generates(run: Run, each: Measurement) -> str:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from folovllm.bench.floor import Floor
-from folovllm.bench.results import BenchError, Measurement
-from folovllm.bench.throughput import OURS
-from folovllm.bench.workloads import RandomSource, Range, uniform
+from folovllm.bench.results import OURS, BenchError, Measurement, Record, Say, back_and_forth
+from folovllm.bench.tables import summarise
+from folovllm.bench.workloads import RandomSource, uniform
+from folovllm.bench_config import Range
 from folovllm.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -100,8 +99,8 @@ class LatencyBench:
         floor: Floor,
         *,
         seed: int,
-        record: Callable[[Measurement], None],
-        say: Callable[[str], None],
+        record: Record,
+        say: Say,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Begin."""
@@ -121,30 +120,39 @@ class LatencyBench:
         """
         engine = self._engine
         scheduler_config = engine.config.scheduler_config
-        plan = plan.fit(engine.input_processor.max_model_len, scheduler_config.max_num_seqs)
+        length, count = engine.input_processor.max_model_len, scheduler_config.max_num_seqs
+        asked, plan = plan, plan.fit(length, count)
+        if plan != asked:
+            self._say(
+                f"latency: the engine takes {length} tokens a sequence and {count} sequences; what "
+                "is beyond is left out"
+            )
         self._decode(1, plan.prompts[0], 1, _Samples())  # the first run takes memory
         self._measure_first_tokens(plan)
         self._measure_next_tokens(plan)
 
     def _measure_first_tokens(self, plan: LatencyPlan) -> None:
         taken = {length: _Samples() for length in plan.prompts}
-        for _ in range(plan.rounds):
+        try:
+            for turn in back_and_forth(taken, plan.rounds):
+                for length in turn:
+                    self._prefill(length, taken[length])
+        finally:
             for length, samples in taken.items():
-                self._prefill(length, samples)
-        for length, samples in taken.items():
-            self._keep(
-                f"prompt of {length} tokens", "time to first token", samples, {"prompt": length}
-            )
+                case = f"prompt of {length} tokens"
+                self._keep(case, "time to first token", samples, {"prompt": length})
 
     def _measure_next_tokens(self, plan: LatencyPlan) -> None:
         taken = {point: _Samples() for point in plan.points}
-        for _ in range(plan.decode_rounds):
+        try:
+            for turn in back_and_forth(taken, plan.decode_rounds):
+                for point in turn:
+                    self._decode(*point, plan.steps, taken[point])
+        finally:
             for (batch, context), samples in taken.items():
-                self._decode(batch, context, plan.steps, samples)
-        for (batch, context), samples in taken.items():
-            parameters: dict[str, float | str] = {"batch": batch, "context": context}
-            case = f"batch of {batch}, context of {context}"
-            self._keep(case, "time per output token", samples, parameters)
+                parameters: dict[str, float | str] = {"batch": batch, "context": context}
+                case = f"batch of {batch}, context of {context}"
+                self._keep(case, "time per output token", samples, parameters)
 
     def _prefill(self, length: int, samples: _Samples) -> None:
         """A prompt's first token, from when it is handed over."""
@@ -194,14 +202,15 @@ class LatencyBench:
     def _keep(
         self, case: str, metric: str, samples: _Samples, parameters: dict[str, float | str]
     ) -> None:
+        if not samples.seconds:  # interrupted before
+            return
         floors = samples.floors or None
         measurement = Measurement(
             "latency", case, OURS, metric, "s", "lower", samples.seconds, floors,
             parameters=parameters,
         )  # fmt: skip
         self._record(measurement)
-        p50, p90, p99 = np.percentile(samples.seconds, [50, 90, 99]) * 1000
-        self._say(f"latency, {case}: {metric} p50 {p50:.1f}, p90 {p90:.1f}, p99 {p99:.1f} ms")
+        self._say(f"latency, {case}: {metric} {summarise(samples.seconds)}")
 
 
 def _check_room(moved: int, batch: int, context: int) -> None:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from folovllm.bench.load_sample import Sample, Task, weight_bytes
 from folovllm.bench.page_cache import State
-from folovllm.bench.results import BenchError, Measurement
-from folovllm.bench.session import Record, Say
+from folovllm.bench.results import BenchError, Measurement, Record, Say, back_and_forth
 from folovllm.config import ENGINE_CLASSES, EngineConfig
 from folovllm.model_loader import ModelLoader
 from folovllm.utils.common import get_device
@@ -71,17 +70,16 @@ def measure_load(
     """
     if sys.platform != "linux":
         raise BenchError("the load benchmark needs Linux: it proves what is in the page cache")
-    take = take or take_in_process
+    take, rounds = take or take_in_process, rounds or ROUNDS
     checkpoint = ModelLoader(config.model_config).checkpoint
     tasks = list(plan(config, checkpoint))
     say(f"load: {len(tasks)} cases, after one process of each way that is not counted")
     warm_up(tasks, take)
     taken = {_key(task): Taken() for task in tasks}
     try:
-        for number in range(1, (rounds or ROUNDS) + 1):
-            say(f"load: round {number} of {rounds or ROUNDS}")
-            # Back and forth: what a sample finds in memory depends on the one before it.
-            for task in tasks if number % 2 else reversed(tasks):
+        for number, turn in enumerate(back_and_forth(tasks, rounds), start=1):
+            say(f"load: round {number} of {rounds}")
+            for task in turn:
                 _take_into(taken[_key(task)], number, task, take)
     finally:
         for measurement in measurements(tasks, taken, checkpoint):

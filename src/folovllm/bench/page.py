@@ -22,7 +22,7 @@ from folovllm.bench.facts import (
     limits_table,
     short_machine,
 )
-from folovllm.bench.headline import PARTIAL, headline
+from folovllm.bench.headline import caveats, headline
 from folovllm.bench.results import Run
 from folovllm.bench.tables import Cell, Table, sentence, suite_tables
 from folovllm.bench.wording import duration, printable
@@ -77,15 +77,12 @@ def _header(run: Run, titles: Sequence[str]) -> str:
         for place, title in enumerate(titles)
     )
     first, *others = headline(run)
+    banners = "".join(f'<p class="banner">{text(each)}</p>' for each in caveats(run))
     lead = "".join(f'<p class="lead">{text(other)}</p>' for other in others)
     return (
         f"<header><p>FoloVLLM benchmarks</p><h1>{text(first)}</h1>{lead}<p>{line}</p>"
-        f"{_banner(run)}<nav><ul>{links}</ul></nav></header>"
+        f"{banners}<nav><ul>{links}</ul></nav></header>"
     )
-
-
-def _banner(run: Run) -> str:
-    return f'<p class="banner"><strong>Partial.</strong> {PARTIAL}</p>' if run.partial else ""
 
 
 def _comparison(comparison: Comparison, numbers: "count[int]") -> Section:

@@ -6,11 +6,11 @@ measurement: of a run that is interrupted, or killed, it holds what was finished
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from folovllm.errors import FoloVLLMError
 
@@ -18,6 +18,13 @@ SCHEMA = 1
 """Of `results.json`; a run of another schema is refused, not guessed at."""
 
 FILE_NAME = "results.json"
+
+AT_LEAST = "at least"
+"""The parameter "bound" of a measurement that may be more, had anybody tried."""
+
+
+OURS = "folovllm"
+"""The way that the others stand beside."""
 
 
 class BenchError(FoloVLLMError):
@@ -74,6 +81,25 @@ class Measurement:
     def key(self) -> tuple[str, str, str, str]:
         """What it is known by."""
         return self.suite, self.case, self.way, self.metric
+
+
+Record: TypeAlias = Callable[[Measurement], None]
+"""Takes what was measured."""
+
+Say: TypeAlias = Callable[[str], None]
+"""Shows a line at once: measuring takes minutes."""
+
+T = TypeVar("T")
+
+
+def back_and_forth(cases: Iterable[T], rounds: int) -> Iterator[list[T]]:
+    """The cases round by round, every other round backwards.
+
+    What else the machine does falls on all alike, and none always follows the same other one.
+    """
+    order = list(cases)
+    for number in range(rounds):
+        yield order[:: -1 if number % 2 else 1]
 
 
 @dataclass(slots=True)

@@ -20,9 +20,9 @@ from folovllm.bench.drawing import (
     new_axes,
     value_axis,
 )
-from folovllm.bench.results import Measurement
+from folovllm.bench.results import OURS, Measurement
 from folovllm.bench.statistics import spread
-from folovllm.bench.tables import OURS, sentence
+from folovllm.bench.tables import sentence
 from folovllm.bench.wording import change, percent, quantity
 
 LABEL, BAND, GAP = 15.0, 15.0, 7.0
@@ -78,10 +78,8 @@ def stacked(metric: str, case: str, measurements: Sequence[Measurement]) -> Plot
     limits = [spread(each.limits).median for each in measurements if each.limits]
     value_axis(axes, "x", [0, *totals, *limits], measurements[0].unit)
     legend = [Key("■", place % len(SERIES), part) for place, part in enumerate(parts)]
-    if any(_rest(each) > 0.01 * spread(each.samples).median for each in measurements):
-        legend.append(Key("■", None, "not divided"))
     legend += [Key("--", None, "limit")] if limits else []
-    note = f"Medians. {sentence(measurements[0].better)} is better."
+    note = f"The median sample and its parts. {sentence(measurements[0].better)} is better."
     return finish(axes, f"{sentence(metric)}, {case}", note, legend)
 
 
@@ -156,18 +154,21 @@ def _draw_samples(axes: Axes, band: float, each: Measurement, series: int) -> No
     axes.plot(each.samples, heights, marker, color=SERIES[series], ms=4.5, alpha=0.75, mew=0)
 
 
-def _rest(each: Measurement) -> float:
-    """What the parts do not add up to."""
-    return spread(each.samples).median - sum(spread(part).median for part in each.parts.values())
+def median_parts(each: Measurement) -> dict[str, float]:
+    """The parts of the sample in the middle, or of the two that are: they add up to the median.
+
+    Medians of the parts would not.
+    """
+    order = np.argsort(each.samples)
+    middle = order[(len(order) - 1) // 2 : len(order) // 2 + 1]
+    return {name: float(np.asarray(part)[middle].mean()) for name, part in each.parts.items()}
 
 
 def _stack(axes: Axes, band: float, each: Measurement, parts: Sequence[str]) -> None:
     left = 0.0
-    for part, samples in each.parts.items():
-        width = spread(samples).median
+    for part, width in median_parts(each).items():
         axes.barh(band, width, BAND * 0.9, left, color=SERIES[parts.index(part) % len(SERIES)])
         left += width
-    axes.barh(band, max(_rest(each), 0.0), BAND * 0.9, left, color=MUTED, alpha=0.5)
     if each.limits:
         limit = spread(each.limits).median
         axes.plot([limit, limit], [band - 0.6 * BAND, band + 0.6 * BAND], color=INK, linestyle="--")

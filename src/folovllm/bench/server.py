@@ -110,7 +110,7 @@ class ServerTarget:
         }
         try:
             with self._request("POST", "/completions", body) as response:
-                self._follow(response, outcome, start)
+                self._follow(response, arrival.num_outputs, outcome, start)
         except _RequestError as error:
             outcome.error = str(error)
         except (OSError, http.client.HTTPException) as error:
@@ -118,11 +118,14 @@ class ServerTarget:
             if isinstance(error, ConnectionRefusedError):
                 self._gone = f"the server is gone: {outcome.error}"
 
-    def _follow(self, response: http.client.HTTPResponse, outcome: Outcome, start: float) -> None:
+    def _follow(
+        self, response: http.client.HTTPResponse, asked: int, outcome: Outcome, start: float
+    ) -> None:
         """Read the answer's events as they come.
 
         Raises:
-            _RequestError: it is malformed, reports an error or is cut off.
+            _RequestError: it is malformed, reports an error, is cut off, or has another number of
+                tokens than was asked for.
         """
         reason = usage = None
         for data in _events(response):
@@ -141,6 +144,11 @@ class ServerTarget:
             raise _RequestError(f"{self.name}: the answer has no token")
         if usage is not None:  # an event may bring several tokens
             outcome.num_outputs = usage["completion_tokens"]
+        if usage is not None and outcome.num_outputs != asked:
+            raise _RequestError(
+                f"{self.name}: {outcome.num_outputs} of {asked} tokens: what ends earlier takes "
+                "less time (does the server know `ignore_eos`?)"
+            )
         outcome.finished = True
 
     @contextlib.contextmanager

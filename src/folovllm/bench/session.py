@@ -6,26 +6,18 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 from typing_extensions import Self
 
-from folovllm.bench.results import BenchError, Measurement, Run
+from folovllm.bench.facts import drift
+from folovllm.bench.results import BenchError, Measurement, Run, Say
 from folovllm.config import ENGINE_CLASSES, EngineConfig
 from folovllm.diagnostics.limits import Limits, measure_limits
 from folovllm.diagnostics.machine import machine_facts
 from folovllm.settings import public_value
 from folovllm.utils.common import get_device
 from folovllm.utils.threads import use_allowed_cores
-
-Record: TypeAlias = Callable[[Measurement], None]
-"""Takes what was measured."""
-
-Say: TypeAlias = Callable[[str], None]
-"""Shows a line at once: measuring takes minutes."""
-
-DRIFT = 0.1
-"""From this share on, a change of the machine's limits during a run is worth saying."""
 
 
 class Session:
@@ -54,6 +46,7 @@ class Session:
         say: Say,
     ) -> None:
         """Note what the machine is; nothing is measured or written yet."""
+        use_allowed_cores()  # the facts have the threads that are used
         facts = machine_facts()
         self.run = Run.begin(facts, settings)
         self.place = place(facts) if callable(place) else place
@@ -121,22 +114,10 @@ class Session:
         self.end(complete=error is None)
 
 
-def drift(run: Run) -> list[str]:
-    """What of the machine's limits was another at the run's end than at its start, a line each."""
-    before, after = run.limits.get("start", {}), run.limits.get("end", {})
-    changes = {name: after[name] / before[name] - 1 for name in before if name in after}
-    return [
-        f"the machine changed meanwhile: its {name} is {change:+.0%} against the start"
-        for name, change in changes.items()
-        if abs(change) > DRIFT
-    ]
-
-
 def device_limits(config: EngineConfig) -> Limits:
     """The limits of the device that an engine of that configuration runs on, in its data type."""
     import torch
 
-    use_allowed_cores()
     device = get_device()
     automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
     return measure_limits(device, config.model_config.torch_dtype or automatic)

@@ -7,12 +7,12 @@ from folovllm.bench.arrivals import EngineTarget, Target
 from folovllm.bench.floor import Floor
 from folovllm.bench.latency import LatencyBench, LatencyPlan
 from folovllm.bench.peer import PEER, transformers_way
+from folovllm.bench.results import OURS
 from folovllm.bench.server import ServerTarget, server_way
 from folovllm.bench.session import Session
 from folovllm.bench.sweep import Goal, SweepPlan, measure_sweep
 from folovllm.bench.throughput import (
     DEFAULT_CASES,
-    OURS,
     Case,
     Way,
     check_lengths,
@@ -24,12 +24,17 @@ from folovllm.bench.workloads import (
     MAX_TOTAL,
     ConversationSource,
     RandomSource,
-    Range,
     Source,
     read_conversations,
     uniform,
 )
-from folovllm.bench_config import LatencyConfig, RequestsConfig, SweepConfig, ThroughputConfig
+from folovllm.bench_config import (
+    LatencyConfig,
+    Range,
+    RequestsConfig,
+    SweepConfig,
+    ThroughputConfig,
+)
 from folovllm.config import BenchConfig, EngineConfig, ModelConfig
 from folovllm.diagnostics.limits import Limits
 from folovllm.errors import ConfigError
@@ -251,10 +256,7 @@ def _text_of(requests: RequestsConfig) -> str:
 
 
 def _range(text: str | None) -> Range | None:
-    try:
-        return None if text is None else Range.parse(text)
-    except ValueError as error:
-        raise ConfigError(f"bench_input_len, bench_output_len: {error}") from error
+    return None if text is None else Range.parse(text)
 
 
 def _server(requests: RequestsConfig) -> ServerTarget | None:

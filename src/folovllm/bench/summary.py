@@ -13,7 +13,7 @@ from folovllm.bench.compare import (
     explain,
 )
 from folovllm.bench.facts import date_of, limits_table, short_machine
-from folovllm.bench.headline import PARTIAL, headline
+from folovllm.bench.headline import caveats, headline
 from folovllm.bench.results import Run
 from folovllm.bench.tables import Cell, Table, sentence, suite_tables
 from folovllm.bench.wording import duration, printable
@@ -53,8 +53,7 @@ def _document(run: Run, comparison: Comparison | None, form: _Form) -> Iterator[
     yield from map(form.prose, others)
     facts = (date_of(run), short_machine(run.machine), f"took {duration(run.seconds)}")
     yield form.prose(" · ".join(fact for fact in facts if fact))
-    if run.partial:
-        yield form.prose(f"PARTIAL: {PARTIAL}")
+    yield from map(form.prose, caveats(run))
     if comparison:
         yield from _compared(comparison, form)
     for suite, tables in suite_tables(run).items():

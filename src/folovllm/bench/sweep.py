@@ -1,18 +1,22 @@
 """From a trickle to more than it can bear: what a target does at each rate of arrival."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from folovllm.bench.arrivals import Outcome, Target, at_once, poisson
-from folovllm.bench.results import BenchError, Measurement
+from folovllm.bench.results import AT_LEAST, BenchError, Measurement, Record, Say
+from folovllm.bench.tables import summarise
+from folovllm.bench.wording import percent
 from folovllm.bench.workloads import Source
 
 KNEE_SHARE = 0.9
 """A rate is borne when this share of its requests is served within the goal, as in DistServe
 (Zhong et al. 2024, arXiv:2401.09670)."""
+
+FURTHER, MOST_FURTHER = 1.6, 3
+"""Where the knee lies beyond all shares of the capacity: the step to the next rate, and how many
+such rates there are at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class SweepPlan:
     rates: tuple[float, ...] = ()
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
     seconds: float = 12.0
-    min_requests: int = 8
+    min_requests: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -137,8 +141,8 @@ def measure_sweep(
     target: Target,
     source: Source,
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> None:
     """Let requests arrive at one rate after another, the lowest first.
 
@@ -159,23 +163,40 @@ def measure_sweep(
     if not rates:
         capacity = _measure_capacity(target, source, plan, record, say)
         rates = tuple(preferred(share * capacity) for share in plan.shares)
-    results = []
-    for number, rate in enumerate(sorted(set(rates))):
-        workload = source.draw(plan.num_requests(rate))
-        outcomes = target.run(poisson(workload, rate, plan.seed + number))
-        results.append(RateResult.of(rate, outcomes, plan.goal))
-        _record(target.name, results[-1], plan, record)
-        say(f"sweep, {_case(rate)}: {_summary(results[-1])}")
-        target.check_alive()
+    results = [_measure_rate(target, source, rate, plan, record, say) for rate in sorted({*rates})]
+    for _ in range(0 if plan.rates else MOST_FURTHER):
+        rate = results[-1].rate
+        if find_knee(results) != rate:
+            break
+        further = preferred(FURTHER * rate)
+        results.append(_measure_rate(target, source, further, plan, record, say))
     _record_knee(target.name, results, plan, record, say)
+
+
+def _measure_rate(
+    target: Target,
+    source: Source,
+    rate: float,
+    plan: SweepPlan,
+    record: Record,
+    say: Say,
+) -> RateResult:
+    workload = source.draw(plan.num_requests(rate))
+    # The same gaps at the same rate, whichever other rates are measured: runs are compared by it.
+    outcomes = target.run(poisson(workload, rate, f"{plan.seed}-{rate:g}"))
+    result = RateResult.of(rate, outcomes, plan.goal)
+    _record(target.name, result, plan, record)
+    say(f"sweep, {_case(rate)}: {_summary(result)}")
+    target.check_alive()
+    return result
 
 
 def _measure_capacity(
     target: Target,
     source: Source,
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> float:
     """Requests a second when all are there at once."""
     outcomes = target.run(at_once(source.draw(2 * plan.min_requests)))
@@ -191,9 +212,7 @@ def _case(rate: float) -> str:
     return "all at once" if rate == math.inf else f"{rate:g} requests/s"
 
 
-def _record(
-    way: str, result: RateResult, plan: SweepPlan, record: Callable[[Measurement], None]
-) -> None:
+def _record(way: str, result: RateResult, plan: SweepPlan, record: Record) -> None:
     """The figures of one rate."""
     finished = result.finished
     parameters: dict[str, float | str] = {
@@ -248,8 +267,7 @@ def _summary(result: RateResult) -> str:
     ]
     for metric, times in _times(result.finished).items():
         if times:
-            p50, p90, p99 = np.percentile(times, [50, 90, 99]) * 1000
-            parts.append(f"{metric} p50 {p50:.0f}, p90 {p90:.0f}, p99 {p99:.0f} ms")
+            parts.append(f"{metric} {summarise(times)}")
     return "; ".join(parts)
 
 
@@ -257,10 +275,12 @@ def _record_knee(
     way: str,
     results: Sequence[RateResult],
     plan: SweepPlan,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
 ) -> None:
-    rule = f"the highest rate up to which {KNEE_SHARE:.0%} of the requests get their {plan.goal}"
+    rule = (
+        f"the highest rate up to which {percent(KNEE_SHARE)} of the requests get their {plan.goal}"
+    )
     knee = find_knee(results)
     if knee is None:
         lowest = _case(results[0].rate)
@@ -269,11 +289,13 @@ def _record_knee(
             f"get their {plan.goal}"
         )
         return
-    beyond = "; it may lie beyond" if knee == results[-1].rate else ""
-    say(f"sweep: the knee is at {_case(knee)}{beyond}: {rule}")
+    parameters: dict[str, float | str] = {"rule": rule}
+    if knee == results[-1].rate:
+        parameters["bound"] = AT_LEAST
+    say(f"sweep: the knee is {parameters.get('bound', 'at')} {_case(knee)}: {rule}")
     record(
         Measurement(
             "sweep", "knee", way, "rate", "requests/s", "higher", [knee],
-            parameters={"rule": rule},
+            parameters=parameters,
         )
     )  # fmt: skip

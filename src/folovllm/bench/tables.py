@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
-from folovllm.bench.results import Measurement, Run
+from folovllm.bench.results import OURS, Measurement, Run
 from folovllm.bench.statistics import (
     Spread,
     inverse,
@@ -16,8 +16,8 @@ from folovllm.bench.statistics import (
 )
 from folovllm.bench.wording import DASH, percent, quantity, span, times
 
-OURS = "folovllm"
-"""The way that the others stand beside."""
+NOTES = ("workload", "bound", "rule")
+"""Parameters that say what a case is."""
 
 MANY = 10
 """From so many samples on, percentiles say more than the lowest and the highest."""
@@ -66,14 +66,24 @@ def suite_tables(run: Run) -> dict[str, list[Table]]:
 
 
 def by_metric(run: Run) -> dict[str, dict[str, list[Measurement]]]:
-    """The measurements by suite and metric, those of one case next to each other."""
+    """What is shown of a run, by suite and metric, the measurements of a case side by side."""
     suites: dict[str, dict[str, list[Measurement]]] = {}
     for each in run.measurements:
         suites.setdefault(each.suite, {}).setdefault(each.metric, []).append(each)
     return {
-        suite: {metric: by_case(measured) for metric, measured in metrics.items()}
+        suite: {metric: by_case(measured) for metric, measured in _not_told_twice(metrics).items()}
         for suite, metrics in suites.items()
     }
+
+
+def _not_told_twice(metrics: dict[str, list[Measurement]]) -> dict[str, list[Measurement]]:
+    """Without the times of what has a rate: the same figures upside down."""
+    rates = {each.key[:3] for each in metrics.get("output tokens", [])}
+    left = {
+        metric: [each for each in measured if metric != "time" or each.key[:3] not in rates]
+        for metric, measured in metrics.items()
+    }
+    return {metric: measured for metric, measured in left.items() if measured}
 
 
 def _tables(metrics: Mapping[str, list[Measurement]]) -> list[Table]:
@@ -134,8 +144,8 @@ def metric_table(metric: str, measurements: Sequence[Measurement]) -> Table:
 
 
 def _case(each: Measurement) -> Cell:
-    notes = [each.parameters[name] for name in ("workload", "rule") if name in each.parameters]
-    return Cell(each.case, str(notes[0]) if notes else "")
+    notes = [str(each.parameters[name]) for name in NOTES if name in each.parameters]
+    return Cell(each.case, ": ".join(notes))
 
 
 def _value(each: Measurement) -> Cell:
@@ -177,6 +187,15 @@ def _columns(measurements: Sequence[Measurement]) -> dict[str, _Column]:
         word = "fast" if is_speed(measurements[0].unit) else "much"
         columns[f"{OURS}: times as {word}"] = partial(_beside, ours)
     return columns
+
+
+def summarise(samples: Sequence[float]) -> str:
+    """Times in a few words, for a line that tells how it is going; in seconds."""
+    if len(samples) < MANY:
+        middle, low, high = spread(samples)
+        return f"median {quantity(middle, 's')} ({span(low, middle, high, 's')})"
+    figures = (f"p{p} {quantity(percentile(samples, p), 's')}" for p in (50, 90, 99))
+    return ", ".join(figures)
 
 
 def median_cell(each: Measurement) -> Cell:

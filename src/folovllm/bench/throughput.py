@@ -11,21 +11,19 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from folovllm.bench.floor import Floor
-from folovllm.bench.results import BenchError, Measurement
+from folovllm.bench.results import OURS, BenchError, Measurement, Record, Say, back_and_forth
 from folovllm.bench.workloads import (
     RandomSource,
-    Range,
     Source,
     Workload,
     nano_vllm,
     uniform,
 )
+from folovllm.bench_config import Range
 from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from folovllm.llm import LLM
-
-OURS = "folovllm"
 
 Way: TypeAlias = Callable[[Workload], int]
 """Generates for all requests, greedily and to the length asked for; how many tokens that were."""
@@ -95,8 +93,8 @@ def measure_throughput(
     *,
     rounds: int,
     floor: Floor | None,
-    record: Callable[[Measurement], None],
-    say: Callable[[str], None],
+    record: Record,
+    say: Say,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Run all cases by all ways, and record what was measured when all rounds are done.
@@ -117,13 +115,13 @@ def measure_throughput(
     """
     taken = {case.name: _Samples() for case in cases}
     try:
-        for number in range(rounds):
-            order = list(ways)[:: -1 if number % 2 else 1]
-            for case in cases:
+        turns = zip(back_and_forth(cases, rounds), back_and_forth(ways, rounds), strict=True)
+        for number, (turn, order) in enumerate(turns, start=1):
+            for case in turn:
                 _run(case, ways, order, floor, taken[case.name], clock)
                 samples = taken[case.name].seconds
                 each = ", ".join(f"{way} {samples[way][-1]:.2f} s" for way in ways)
-                say(f"throughput, round {number + 1} of {rounds}, {case.name}: {each}")
+                say(f"throughput, round {number} of {rounds}, {case.name}: {each}")
     finally:
         for case in cases:
             if taken[case.name].outputs:
@@ -161,7 +159,7 @@ def _run(
     samples.outputs.append(workload.num_outputs)
 
 
-def _record(case: Case, samples: _Samples, record: Callable[[Measurement], None]) -> None:
+def _record(case: Case, samples: _Samples, record: Record) -> None:
     parameters: dict[str, float | str] = {
         "workload": case.text,
         "requests": case.count,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from folovllm.bench.results import BenchError
+from folovllm.bench_config import Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +46,6 @@ class Source(Protocol):
 
     def longest(self, count: int) -> int:
         """Tokens of the longest sequence, prompt and output, that so many may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Lengths from `low` to `high`, both included, in tokens."""
-
-    low: int
-    high: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Range":
-        """Read "128" or "16-256".
-
-        Raises:
-            ValueError: it is neither, or a length is below 1.
-        """
-        low, dash, high = text.partition("-")
-        try:
-            parsed = cls(int(low), int(high) if dash else int(low))
-        except ValueError:
-            parsed = cls(0, 0)
-        if not 1 <= parsed.low <= parsed.high:
-            raise ValueError(f"a length like 128, or a range like 16-256, got {text!r}")
-        return parsed
-
-    def draw(self, rng: random.Random) -> int:
-        """One of them, each as likely."""
-        return rng.randint(self.low, self.high)
-
-    def __str__(self) -> str:
-        """As `parse` reads it."""
-        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
 
 
 Lengths: TypeAlias = Callable[[int], list[tuple[int, int]]]

@@ -71,7 +71,7 @@ def test_what_is_recorded(measure):
     assert each.limits == [0.01] * 8
     assert each.parameters == {"batch": 3, "context": 5}
     assert len(lines) == 5
-    assert "p50 250.0, p90 250.0, p99 250.0 ms" in lines[0]
+    assert lines[0].endswith("time to first token median 250 ms (250 \N{EN DASH} 250)")
     assert not engine.left
 
 
@@ -80,6 +80,34 @@ def test_no_prompt_comes_twice(measure):
     prompts = [tuple(prompt) for _, prompt, _ in engine.added.values()]
     assert len(prompts) == 1 + 3 * 2 + 2 * (1 + 3 + 1)
     assert len(set(prompts)) == len(prompts)
+
+
+def test_every_other_round_goes_backwards(measure):
+    _, _, engine = measure()
+    lengths = [len(prompt) for _, prompt, _ in engine.added.values()]
+    assert lengths[1:7] == [4, 8, 8, 4, 4, 8]
+
+
+def test_what_was_measured_before_an_error_is_kept(clock, engine_of):
+    recorded = []
+    engine = engine_of()
+    engine.input_processor = SimpleNamespace(vocab_size=50, max_model_len=64)
+    engine.config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=8))
+    engine.errors["0-latency-4-0"] = "out of memory"
+    bench = LatencyBench(
+        *(engine, PlayedFloor()), seed=0, record=recorded.append, say=str, clock=clock.now
+    )
+    with pytest.raises(BenchError, match="out of memory"):
+        bench.run(SMALL)
+    assert {each.case: len(each.samples) for each in recorded} == {
+        "prompt of 4 tokens": 1,
+        "prompt of 8 tokens": 1,
+    }
+
+
+def test_what_the_engine_does_not_take_is_said(measure):
+    _, lines, _ = measure(max_num_seqs=2)
+    assert "64 tokens a sequence and 2 sequences; what is beyond is left out" in lines[0]
 
 
 def test_decoding_is_measured_after_the_first_tokens_of_all(measure, engine_of):

@@ -2,6 +2,7 @@ import dataclasses
 import re
 import sys
 from html.parser import HTMLParser
+from statistics import median
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -12,6 +13,7 @@ from folovllm.bench.compare import compare_runs
 from folovllm.bench.page import render_page
 from folovllm.bench.report import require_plots, write_html, write_markdown
 from folovllm.bench.results import BenchError, Measurement, Run
+from folovllm.bench.rows import median_parts
 from folovllm.bench.summary import comparison_text, render_markdown, render_text
 from tests.unit.bench.example import example_run
 
@@ -148,6 +150,21 @@ def test_a_partial_run_says_so_everywhere(small):
     for render in (render_page, render_markdown, render_text):
         assert "ended before all was measured" in render(partial)
         assert "ended before all was measured" not in render(small)
+
+
+def test_a_machine_that_changed_is_said_everywhere(small):
+    limits = {"start": {"bandwidth": 1e10}, "end": {"bandwidth": 0.8e10}}
+    changed = dataclasses.replace(small, limits=limits)
+    for render in (render_page, render_markdown, render_text):
+        assert "The machine changed meanwhile: its bandwidth is " in render(changed)
+
+
+@pytest.mark.parametrize("samples", [[1.0, 4.0, 2.0], [4.0, 1.0, 2.0, 2.5]])
+def test_stacked_parts_add_up_to_the_median(samples):
+    parts = {"a": [0.9 * s if s > 2 else 0.1 * s for s in samples]}
+    parts["b"] = [s - a for s, a in zip(samples, parts["a"], strict=True)]
+    each = Measurement("load", "x", "y", "ready", "s", "lower", samples, parts=parts)
+    assert sum(median_parts(each).values()) == pytest.approx(median(samples))
 
 
 def test_plots_of_each_suite(pair):

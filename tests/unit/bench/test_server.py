@@ -11,7 +11,8 @@ from folovllm.bench.arrivals import Arrival
 from folovllm.bench.results import BenchError
 from folovllm.bench.server import ServerTarget, server_way
 from folovllm.bench.sweep import Goal, SweepPlan, measure_sweep
-from folovllm.bench.workloads import RandomSource, Range, Workload, uniform
+from folovllm.bench.workloads import RandomSource, Workload, uniform
+from folovllm.bench_config import Range
 
 DONE = "data: [DONE]\n\n"
 
@@ -129,8 +130,17 @@ def test_requests_do_not_wait_for_each_other(server):
 def test_the_servers_own_count_of_tokens_wins(server):
     usage = 'data: {"choices": [], "usage": {"completion_tokens": 17}}\n\n'
     server.answer = (200, [event("many tokens", "length"), usage, DONE])
-    [outcome] = ask(server)
+    [outcome] = ask(server, num_outputs=17)
+    assert outcome.finished
     assert outcome.num_outputs == 17
+
+
+def test_an_answer_that_ends_early_is_not_finished(server):
+    usage = 'data: {"choices": [], "usage": {"completion_tokens": 16}}\n\n'
+    server.answer = (200, [event("many tokens", "stop"), usage, DONE])
+    [outcome] = ask(server, num_outputs=17)
+    assert not outcome.finished
+    assert "16 of 17 tokens" in outcome.error
 
 
 def test_events_in_odd_pieces(server):

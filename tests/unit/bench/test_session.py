@@ -4,10 +4,10 @@ import re
 import pytest
 
 from folovllm import EngineConfig
+from folovllm.bench.facts import drift
 from folovllm.bench.results import BenchError, Measurement, Run, read_run
 from folovllm.bench.session import (
     Session,
-    drift,
     machine_name,
     results_folder,
     settings_of,
@@ -117,8 +117,8 @@ def test_says_what_drifted(make, lines):
     with make(1.0, 0.75):
         pass
     assert lines == [
-        "the machine changed meanwhile: its bandwidth is -25% against the start",
-        "the machine changed meanwhile: its rate is -25% against the start",
+        "the machine changed meanwhile: its bandwidth is −25 % against the start",
+        "the machine changed meanwhile: its rate is −25 % against the start",
     ]
 
 

@@ -12,7 +12,8 @@ from folovllm.bench.sweep import (
     measure_sweep,
     preferred,
 )
-from folovllm.bench.workloads import RandomSource, Range, uniform
+from folovllm.bench.workloads import RandomSource, uniform
+from folovllm.bench_config import Range
 
 GOAL = Goal(first_token=1.0, output_token=0.2)
 
@@ -130,7 +131,8 @@ def test_a_sweep_of_given_rates(sweep):
     assert recorded["4 requests/s", "requests"].samples == [40 / seconds]
     assert recorded["4 requests/s", "goodput"].samples == [40 / seconds]
     assert recorded["knee", "rate"].samples == [4.0]
-    assert "it may lie beyond" in lines[-1]
+    assert recorded["knee", "rate"].parameters["bound"] == "at least"
+    assert lines[-1].startswith("sweep: the knee is at least 4 requests/s: ")
     assert "40 of 40 finished" in lines[-2]
 
 
@@ -140,7 +142,22 @@ def test_rates_come_from_a_closed_batch(sweep):
     assert "rate" not in recorded["all at once", "requests"].parameters
     goodputs = [each for key, each in recorded.items() if key[1] == "goodput"]
     rates = [each.parameters["rate"] for each in goodputs[1:]]
-    assert rates == [5.01, 10.0, 15.8, 20.0, 25.1]
+    assert rates[:5] == [5.01, 10.0, 15.8, 20.0, 25.1]
+
+
+def test_rates_go_on_to_the_knee(sweep):
+    recorded, _ = sweep(seconds=0.1)
+    goodputs = [each for key, each in recorded.items() if key[1] == "goodput"]
+    rates = [each.parameters["rate"] for each in goodputs[1:]]
+    assert rates[5:] == [79.4, 126.0, 200.0]
+    assert recorded["knee", "rate"].samples == [200.0]
+
+
+def test_a_rate_has_the_same_arrivals_whichever_others_there_are(sweep):
+    alone, _ = sweep(rates=(4.0,))
+    after, _ = sweep(rates=(2.0, 4.0))
+    key = "4 requests/s", "latency"
+    assert alone[key].samples == pytest.approx(after[key].samples)
 
 
 def test_a_target_that_is_too_slow_has_no_knee(sweep, engine_of):

@@ -2,7 +2,7 @@ import pytest
 
 from folovllm.bench.headline import headline
 from folovllm.bench.results import Measurement, Run
-from folovllm.bench.tables import metric_table, relative, suite_tables
+from folovllm.bench.tables import by_metric, metric_table, relative, suite_tables
 from tests.unit.bench.example import example_run
 
 
@@ -71,7 +71,20 @@ def test_every_measurement_is_in_a_table():
         for cell in row
     }
     for each in run.measurements:
+        if each.metric == "time":  # of what has a rate in tokens
+            continue
         assert sorted(each.samples)[len(each.samples) // 2] in shown or len(each.samples) % 2 == 0
+
+
+def test_times_are_shown_where_there_is_no_rate():
+    run = Run("now", {}, {})
+    for case, metric in (("batch", "time"), ("batch", "output tokens"), ("prefill", "time")):
+        run.add(Measurement("throughput", case, "folovllm", metric, "s", "lower", [1.0, 2.0]))
+    shown = by_metric(run)["throughput"]
+    assert [each.key[1::2] for row in shown.values() for each in row] == [
+        ("prefill", "time"),
+        ("batch", "output tokens"),
+    ]
 
 
 def test_a_headline_tells_speed_and_load():

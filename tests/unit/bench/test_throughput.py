@@ -8,7 +8,8 @@ from folovllm.bench.throughput import (
     measure_throughput,
     named_cases,
 )
-from folovllm.bench.workloads import RandomSource, Range, uniform
+from folovllm.bench.workloads import RandomSource, uniform
+from folovllm.bench_config import Range
 
 
 class PlayedFloor:

@@ -7,11 +7,11 @@ from folovllm.bench.results import BenchError
 from folovllm.bench.workloads import (
     ConversationSource,
     RandomSource,
-    Range,
     nano_vllm,
     read_conversations,
     uniform,
 )
+from folovllm.bench_config import Range
 
 
 @pytest.mark.parametrize(("text", "low", "high"), [("128", 128, 128), ("16-256", 16, 256)])

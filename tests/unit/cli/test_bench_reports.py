@@ -7,20 +7,21 @@ from folovllm.cli.main import main
 from tests.unit.bench.example import MACHINE
 
 
-def write(folder, samples, day, **machine):
+def write(folder, samples, day, case="case", **machine):
     run = Run(f"2026-11-{day}T10:00:00+00:00", copy.deepcopy(MACHINE) | machine, {}, partial=False)
-    run.add(Measurement("load", "case", "folovllm", "ready", "s", "lower", samples))
+    run.add(Measurement("load", case, "folovllm", "ready", "s", "lower", samples))
     run.write(folder)
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """Runs of three days, where `nox -s bench` keeps them; the second is a quarter slower."""
+    """Runs, where `nox -s bench` keeps them; the second is a quarter slower than the first."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "benchmarks" / "results"
     write(folder / "first", [1.0, 1.01, 1.02], 19)
     write(folder / "second", [1.25, 1.26, 1.27], 20)
     write(folder / "third", [1.25, 1.26, 1.27], 21, cpu={"model": "another"})
+    write(folder / "other", [1.0], 22, case="another", cpu={})
     return folder
 
 
@@ -55,6 +56,7 @@ def test_report_writes_where_it_is_told_and_compares(results, tmp_path, capsys):
         (["second", "third", "--other-machine"], 0),
         (["last", "last"], 1),  # of the newest run's machine, there is no other
         (["first", "nowhere"], 1),
+        (["first", "other", "--other-machine"], 1),  # nothing in common
     ],
 )
 def test_compare_ends_with(results, arguments, code, monkeypatch, capsys):

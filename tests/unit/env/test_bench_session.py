@@ -29,8 +29,10 @@ class Session:
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Runs the session in a checkout with one benchmark; gives the commands after pytest's."""
-    (tmp_path / "benchmarks").mkdir()
+    """Runs the session in a checkout with one benchmark and a run; gives its commands."""
+    for folder in ("benchmarks/results/2026-01-01-mine", "a", "b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "benchmarks/results/2026-01-01-mine/results.json").touch()
     (tmp_path / "benchmarks" / "test_load.py").touch()
     monkeypatch.setattr(noxfile, "ROOT", tmp_path)
     monkeypatch.setattr(noxfile.environment, "run", lambda *_: None)

@@ -18,6 +18,8 @@ def root(tmp_path):
     for name in ("load", "generate", "step"):
         (folder / f"test_{name}.py").touch()
     add_run(tmp_path, "2026-01-01-mine")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
     return tmp_path
 
 
@@ -69,6 +71,7 @@ def test_nothing_to_compare(root):
         (["--compare", "a", "b", "c"], "one run or two"),
         (["--compare", "last", "load"], "benchmarks are named before the options"),
         (["load", "--compare", "a", "b"], "measures nothing: leave out load"),
+        (["--compare", "a", "nowhere"], "--compare: there is no run at nowhere"),
         (["--fail-over", "5%"], "--fail-over says how to compare"),
     ],
 )
@@ -76,6 +79,12 @@ def test_what_cannot_be_asked(arguments, message, root):
     with pytest.raises(SetupError, match="usage: nox -s bench --") as caught:
         parse(root, arguments)
     assert message in str(caught.value)
+
+
+def test_the_first_run_has_no_last_one(root):
+    (root / "benchmarks/results/2026-01-01-mine/results.json").unlink()
+    with pytest.raises(SetupError, match="there is no run yet in benchmarks/results"):
+        parse(root, ["load", "--compare", "last"])
 
 
 def test_results_of_both_come_together(root):

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from folovllm.cli.files import check_writable
@@ -12,18 +13,18 @@ from folovllm.cli.options import (
     quieten_log,
     runnable_config,
 )
-from folovllm.config import BenchConfig, EngineConfig
+from folovllm.config import BenchConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from folovllm.bench.results import Run
-    from folovllm.bench.session import Session
     from folovllm.settings import Settings
 
-Suite: TypeAlias = "Callable[[EngineConfig, BenchConfig, Session], None]"
-"""Measures something, and hands it to the session's `record`."""
+Suite: TypeAlias = "Callable[..., None]"
+"""Measures something, and hands it to the session's `record`. It takes the engine's configuration,
+that of all benchmarks, the session, and settings of its own."""
 
 PREFIX = "bench_"
 """Of the names of benchmarks' settings: `bench_rounds` is --rounds and FOLOVLLM_BENCH_ROUNDS."""
@@ -33,23 +34,27 @@ def add_suite(
     benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     text: str,
+    measure: Suite,
     *classes: "type[Settings]",
-) -> argparse.ArgumentParser:
+) -> None:
     """Add a benchmark that takes the engine's options and those of all benchmarks.
 
     Args:
         benchmarks: what `add_parser` of this package made.
         name: what the user types.
         text: what it measures, for the help.
+        measure: does it.
         classes: with settings of its own, whose names begin with `bench_`; they belong into
             `CONFIG_CLASSES`.
     """
     parser = add_command(benchmarks, name, text)
     add_settings(parser, (BenchConfig, *classes), PREFIX)
-    return parser
+    parser.set_defaults(run=partial(run_suite, measure, classes))
 
 
-def run_suite(arguments: argparse.Namespace, measure: Suite) -> int:
+def run_suite(
+    measure: Suite, classes: "Sequence[type[Settings]]", arguments: argparse.Namespace
+) -> int:
     """Measure, keep the results where `--json` says, and show them; 0 when all was measured.
 
     What was measured before an error or Ctrl-C is kept and shown, too.
@@ -58,6 +63,7 @@ def run_suite(arguments: argparse.Namespace, measure: Suite) -> int:
         ConfigError: an option is wrong.
         BenchError: something could not be measured.
     """
+    own = [each(**given_options(arguments, [each])) for each in classes]
     options = BenchConfig(**given_options(arguments, [BenchConfig]))
     if options.bench_html:
         from folovllm.bench.report import require_plots
@@ -72,7 +78,7 @@ def run_suite(arguments: argparse.Namespace, measure: Suite) -> int:
     session = Session(settings, options.bench_json, lambda: device_limits(config), say)
     try:
         with session:
-            measure(config, options, session)
+            measure(config, options, session, *own)
     finally:
         if session.run.measurements:
             show(session.run, options.bench_html)

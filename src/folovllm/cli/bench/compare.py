@@ -46,9 +46,13 @@ def share(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the comparison; 1 if a row is past the limit, else 0."""
+    """Print the comparison; 1 if a row is past the limit, else 0.
+
+    Raises:
+        BenchError: a run cannot be read, they are of different machines, or have nothing in common.
+    """
     from folovllm.bench.compare import compare_runs, find_run
-    from folovllm.bench.results import read_run
+    from folovllm.bench.results import BenchError, read_run
     from folovllm.bench.summary import comparison_text
     from folovllm.bench.wording import change, percent
 
@@ -59,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         read_run(earlier), read_run(later), other_machine=arguments.other_machine
     )
     sys.stdout.write(comparison_text(comparison))
+    if not comparison.rows:
+        raise BenchError("the runs have measured nothing in common")
     if arguments.fail_over is None:
         return 0
     past = comparison.past(arguments.fail_over)

@@ -1,35 +1,29 @@
 """`folovllm bench latency`: measure the wait for the first token and for the next one."""
 
-import argparse
 from typing import TYPE_CHECKING
 
 from folovllm.bench_config import LatencyConfig
-from folovllm.cli.bench.common import add_suite, run_suite
-from folovllm.cli.options import given_options
+from folovllm.cli.bench.common import add_suite
 
 if TYPE_CHECKING:
+    import argparse
+
     from folovllm.bench.session import Session
     from folovllm.config import BenchConfig, EngineConfig
 
 
 def add_parser(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
-    parser = add_suite(
-        benchmarks,
-        "latency",
-        "measure the wait for the first token and for the next one",
-        LatencyConfig,
-    )
-    parser.set_defaults(run=run)
+    text = "measure the wait for the first token and for the next one"
+    add_suite(benchmarks, "latency", text, _measure, LatencyConfig)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Measure; 0 when all of it was."""
-    own = LatencyConfig(**given_options(arguments, [LatencyConfig]))
+def _measure(
+    config: "EngineConfig",
+    options: "BenchConfig",
+    session: "Session",
+    own: LatencyConfig,
+) -> None:
+    from folovllm.bench import suites
 
-    def measure(config: "EngineConfig", options: "BenchConfig", session: "Session") -> None:
-        from folovllm.bench import suites
-
-        suites.latency(config, options, session, own)
-
-    return run_suite(arguments, measure)
+    suites.latency(config, options, session, own)

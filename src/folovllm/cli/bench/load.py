@@ -1,24 +1,20 @@
 """`folovllm bench load`: time to a model that is ready for its first token."""
 
-import argparse
 from typing import TYPE_CHECKING
 
-from folovllm.cli.bench.common import add_suite, run_suite
+from folovllm.cli.bench.common import add_suite
 
 if TYPE_CHECKING:
+    import argparse
+
     from folovllm.bench.session import Session
     from folovllm.config import BenchConfig, EngineConfig
 
 
 def add_parser(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the benchmark."""
+    """Add the subcommand."""
     text = "time until a model is ready for its first token, from a cold and a warm page cache"
-    add_suite(benchmarks, "load", text).set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Measure and show; 0 when all was measured."""
-    return run_suite(arguments, _measure)
+    add_suite(benchmarks, "load", text, _measure)
 
 
 def _measure(config: "EngineConfig", options: "BenchConfig", session: "Session") -> None:
