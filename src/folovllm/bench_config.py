@@ -111,11 +111,11 @@ class SweepConfig(Settings):
 
     bench_rates: Rates | None = Field(
         None,
-        description="Requests a second, like `0.5,1,2`; unset, from 0.25 to 1.25 times those of "
+        description="Requests a second, like `0.5,1,2`; unset, from 0.5 to 1.25 times those of "
         "a closed batch",
     )
     bench_seconds: PositiveFloat = Field(
-        10.0, description="How long requests arrive at each rate, in seconds"
+        8.0, description="How long requests arrive at each rate, in seconds"
     )
     bench_ttft: PositiveFloat = Field(
         2000.0, description="Milliseconds within which the first token counts as in time"

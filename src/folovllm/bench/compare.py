@@ -172,10 +172,17 @@ def describe_rest(comparison: Comparison) -> list[str]:
     """What only one of the runs has measured, a line a run."""
     sides = {"earlier": comparison.only_earlier, "later": comparison.only_later}
     return [
-        f"Only in the {side} run: {'; '.join(', '.join(each.key) for each in measurements)}."
+        f"Only in the {side} run: {'; '.join(_by_case(measurements))}."
         for side, measurements in sides.items()
         if measurements
     ]
+
+
+def _by_case(measurements: list[Measurement]) -> list[str]:
+    cases: dict[str, list[str]] = {}
+    for each in measurements:
+        cases.setdefault(f"{each.suite}, {each.case}, {each.way}", []).append(each.metric)
+    return [f"{case} ({', '.join(metrics)})" for case, metrics in cases.items()]
 
 
 def explain(comparison: Comparison) -> str:

@@ -32,7 +32,7 @@ DTYPES = ("float32", "bfloat16")
 MODELS = ("folovllm", "from_pretrained")
 """The ways that end with a model, ready for its first token."""
 LIMITS = ("read", "pinned copy")
-"""The ways that no other can be faster than."""
+"""What is the limit of the others: plain reading, which reading in parallel may still beat."""
 
 MOST_SECONDS = 900
 """After which a process that loads a model hangs."""

@@ -53,7 +53,7 @@ class SweepPlan:
 
     goal: Goal
     rates: tuple[float, ...] = ()
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25)
+    shares: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25)
     seconds: float = 12.0
     min_requests: int = 10
     seed: int = 0

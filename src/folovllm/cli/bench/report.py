@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from folovllm.cli.files import check_writable
 from folovllm.cli.options import add_plain_command
 
 
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     from folovllm.bench.results import read_run
     from folovllm.bench.summary import render_text
 
+    check_writable("--markdown", arguments.markdown)
+    check_writable("--html", arguments.html)
     place: Path = arguments.place
     measured, folder = read_run(place), place if place.is_dir() else place.parent
     comparison = None
