@@ -133,8 +133,8 @@ def test_lists_what_only_one_run_has():
     comparison = compare_runs(earlier, later)
     assert comparison.rows == []
     assert describe_rest(comparison) == [
-        "Only in the earlier run: suite, case, folovllm, time.",
-        "Only in the later run: suite, case, folovllm, a; suite, case, folovllm, b.",
+        "Only in the earlier run: suite, case, folovllm (time).",
+        "Only in the later run: suite, case, folovllm (a, b).",
     ]
     assert count_verdicts(comparison) == "0 measurements are in both runs: none."
 
