@@ -100,9 +100,6 @@ def _run(argv: "Sequence[str] | None") -> int:
 
     set_up_logging(RuntimeConfig().log_level)
     check_variables(CONFIG_CLASSES)
-    # torch imports it as well, and drops a Ctrl-C meanwhile: then half of it is there.
-    import numpy  # noqa: F401, ICN001
-
     return int(arguments.run(arguments))
 
 

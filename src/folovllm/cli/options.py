@@ -114,6 +114,10 @@ def runnable_config(arguments: argparse.Namespace) -> EngineConfig:
     Raises:
         ModelLoadError: the default model is needed and cannot be had.
     """
+    # torch, which comes next, imports it as well and drops a Ctrl-C meanwhile: then half of it is
+    # there, and the first use of it ends in a recursion.
+    import numpy  # noqa: F401, ICN001
+
     config = planned_config(arguments)
     if config.model_config.model == str(demo_model_path()):
         ensure_demo_model()

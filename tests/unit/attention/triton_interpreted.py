@@ -39,7 +39,7 @@ forced = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(cases(longest=60, most=3), forced)
 def test_any_tiles_and_splits(case, backend):
     check(backend, case, unwritten=NAN)
@@ -51,7 +51,7 @@ def test_in_16_bits(case, backend):
     check(backend, case, unwritten=NAN)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(cases(longest=150, most=3))
 def test_as_it_chooses_itself(case):
     check(TritonBackend(), case, unwritten=NAN)
