@@ -31,7 +31,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
         device: where; on a CPU with as many threads as torch has.
         dtype: of the product.
     """
-    use_huge_pages()  # as the engine's weights have: with small ones memory reads a third slower
+    use_huge_pages()  # as the engine's weights have
     numbers = torch.ones(1 << 28, dtype=torch.float32, device=device)
     reading = _best(5, numbers.sum, device)
     rows, size = (1024, 2048) if device.type == "cpu" else (8192, 8192)
