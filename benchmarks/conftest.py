@@ -12,12 +12,12 @@ import pytest
 
 from folovllm.bench.results import Say
 from folovllm.bench.session import Session, device_limits, results_folder, settings_of
-from folovllm.bench_config import SUITE_CLASSES
 from folovllm.cli.options import given_options, option_of, planned_config, runnable_config
 from folovllm.config import ENGINE_CLASSES, BenchConfig, EngineConfig
+from folovllm.config.bench import SUITE_CLASSES
+from folovllm.config.settings import Settings
 from folovllm.errors import FoloVLLMError
-from folovllm.settings import Settings
-from folovllm.utils.threads import allowed_cores
+from folovllm.machine.threads import allowed_cores
 
 SUMMARY = pytest.StashKey[list[str]]()
 SESSION = pytest.StashKey[Session]()

@@ -33,7 +33,7 @@ from folovllm.bench.workloads import (
     nano_vllm,
     uniform,
 )
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 from folovllm.diagnostics.limits import Limits, measure_limits
 
 TEMPERATURE = 0.6

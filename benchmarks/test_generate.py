@@ -11,8 +11,8 @@ from folovllm.bench.peer import PEER
 from folovllm.bench.results import OURS
 from folovllm.bench.session import Session
 from folovllm.bench.throughput import DEFAULT_CASES
-from folovllm.bench_config import RequestsConfig, ThroughputConfig
 from folovllm.config import BenchConfig, EngineConfig
+from folovllm.config.bench import RequestsConfig, ThroughputConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from folovllm.bench import suites
 from folovllm.bench.latency import LatencyPlan
 from folovllm.bench.results import OURS
 from folovllm.bench.session import Session
-from folovllm.bench_config import LatencyConfig
 from folovllm.config import BenchConfig, EngineConfig
+from folovllm.config.bench import LatencyConfig
 
 PLAN = LatencyPlan()
 

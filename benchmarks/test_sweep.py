@@ -9,8 +9,8 @@ from benchmarks.sampling import CLOCK, Suite
 from folovllm.bench import suites
 from folovllm.bench.results import OURS
 from folovllm.bench.session import Session
-from folovllm.bench_config import RequestsConfig, SweepConfig
 from folovllm.config import BenchConfig, EngineConfig
+from folovllm.config.bench import RequestsConfig, SweepConfig
 
 
 @pytest.fixture(scope="module")

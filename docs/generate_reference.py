@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from folovllm.config import CONFIG_CLASSES
-from folovllm.environment import ENV_FILE, secret_file_variable, variable_of
-from folovllm.settings import is_secret
+from folovllm.config.settings import is_secret
+from folovllm.config.sources import ENV_FILE, secret_file_variable, variable_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from folovllm.settings import Settings
+    from folovllm.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TRANSLATIONS = Path("docs/configuration.zh-CN.json")
@@ -38,7 +38,7 @@ HEADER = f"""\
 #
 # {ENV_FILE}, a real variable, names another file to read instead of `.env`.
 #
-# Written by `nox -s docs` from src/folovllm/config.py.
+# Written by `nox -s docs` from src/folovllm/config/fields.py.
 """
 
 Translate = Callable[[str], str]

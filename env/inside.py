@@ -25,7 +25,7 @@ def installed() -> dict[str, str]:
 def facts() -> dict[str, Any]:
     """Return what an accelerator depends on (`env.preflight.Facts` says what each is)."""
     torch = importlib.import_module("torch")
-    memory = importlib.import_module("folovllm.utils.memory")
+    memory = importlib.import_module("folovllm.machine.memory")
     seen = torch.version.cuda and torch.cuda.is_available()
     return {
         "python": platform.python_version(),

@@ -6,7 +6,7 @@ Drives the engine by hand and shows who is computed in each step:
 """
 
 from folovllm import EngineConfig, LLMEngine, ModelConfig, SamplingParams, ensure_demo_model
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 
 PLACES = 3
 """Most sequences in a step: few, so that somebody has to wait."""

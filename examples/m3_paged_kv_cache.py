@@ -4,7 +4,7 @@ python examples/m3_paged_kv_cache.py
 """
 
 from folovllm import EngineConfig, LLMEngine, ModelConfig, SamplingParams, ensure_demo_model
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 
 BLOCK_SIZE = 4
 """Small, so that a block is full soon; the default is 16."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from folovllm import EngineConfig, LLMEngine, ModelConfig, SamplingParams, ensure_demo_model
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 
 READERS = ["The capital of France is", "One, two, three, four,"]
 LONG = "Report: nothing happened today, as on any other day. " * 40 + "The capital of France is"

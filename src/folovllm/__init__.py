@@ -17,9 +17,6 @@ if TYPE_CHECKING:
         ModelConfig as ModelConfig,
         SchedulerConfig as SchedulerConfig,
     )
-    from folovllm.demo_model import (
-        ensure_demo_model as ensure_demo_model,
-    )
     from folovllm.engine.llm_engine import (
         LLMEngine as LLMEngine,
     )
@@ -31,6 +28,9 @@ if TYPE_CHECKING:
     )
     from folovllm.llm import (
         LLM as LLM,
+    )
+    from folovllm.loading.default_model import (
+        ensure_demo_model as ensure_demo_model,
     )
     from folovllm.model_loader import (
         ModelLoader as ModelLoader,

@@ -9,12 +9,12 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
-from folovllm.engine.chat import Message, render_chat, to_conversations
-from folovllm.engine.input_processor import PromptType, TokenizedPrompt
 from folovllm.engine.llm_engine import LLMEngine
 from folovllm.errors import ConfigError
 from folovllm.outputs import RequestOutput
 from folovllm.sampling_params import RequestOutputKind, SamplingParams
+from folovllm.text.chat import Message, render_chat, to_conversations
+from folovllm.text.input_processor import PromptType, TokenizedPrompt
 from folovllm.utils.checks import check_type, refuse
 
 if TYPE_CHECKING:

@@ -129,7 +129,7 @@ def test_the_same_tokens_with_and_without_graphs(model_folder, caplog):
 
 def test_no_more_memory_than_was_reserved(model_folder):
     from folovllm.config import EngineConfig
-    from folovllm.engine import build
+    from folovllm.engine import assemble
 
     taken = {}
     measure, make = GraphMaker.measure, GraphMaker.make
@@ -148,7 +148,7 @@ def test_no_more_memory_than_was_reserved(model_folder):
         patch.setattr(GraphMaker, "measure", note_measure)
         patch.setattr(GraphMaker, "make", note_make)
         options = EngineConfig.from_options(model=model_folder, gpu_memory_utilization=0.5)
-        build.build_parts(options, "cuda")
+        assemble.build_parts(options, "cuda")
     assert 0 < taken["used"] <= taken["reserved"] + (64 << 20)
 
 

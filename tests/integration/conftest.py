@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from folovllm import LLM
-from folovllm.engine import build
+from folovllm.engine import assemble
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "slept", ".", "<eos>"]
 
@@ -161,10 +161,10 @@ def build_llm(tiny_folder: Callable[..., Path]) -> Callable[..., LLM]:
         host_blocks: int = 0,
         **options: object,
     ) -> LLM:
-        count_blocks = build._count_blocks
+        count_blocks = assemble._count_blocks
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                build, "_count_blocks", lambda *args: (count_blocks(*args)[0], host_blocks)
+                assemble, "_count_blocks", lambda *args: (count_blocks(*args)[0], host_blocks)
             )
             options = {"block_size": 4, "dtype": "float32", **options}
             return LLM(str(tiny_folder(family, **(model or {}))), device="cpu", **options)

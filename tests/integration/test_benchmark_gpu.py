@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.gpu import WAYS, Case, many, measure, summarize
 from folovllm.bench.workloads import uniform
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 from folovllm.diagnostics.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from folovllm.checksums import write_checksums
 from folovllm.cli.main import main
+from folovllm.loading.checksums import write_checksums
 
 CHECKS = [
     "packages",

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import example, given, strategies as st
 from transformers import AutoTokenizer
 
-from folovllm.engine.chat import render_chat
-from folovllm.engine.detokenizer import UNFINISHED, Detokenizer, TokenStream
-from folovllm.engine.input_processor import InputProcessor
-from folovllm.engine.token_text import TokenText
 from folovllm.sampling_params import SamplingParams
+from folovllm.text.chat import render_chat
+from folovllm.text.detokenizer import UNFINISHED, Detokenizer, TokenStream
+from folovllm.text.input_processor import InputProcessor
+from folovllm.text.token_text import TokenText
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from folovllm.checksums import check_files
-from folovllm.demo_model import DEMO_MODEL, GGUF_FILE
+from folovllm.loading.checksums import check_files
+from folovllm.loading.default_model import DEMO_MODEL, GGUF_FILE
 
 # A fresh process that takes the tiny wheel for the real one.
 SCRIPT = """
-import sys, folovllm.demo_model as demo
+import sys, folovllm.loading.default_model as demo
 from folovllm.errors import FoloVLLMError
 demo.GGUF_SHA256 = sys.argv[1]
 demo.NEEDED_BYTES = int(sys.argv[2])

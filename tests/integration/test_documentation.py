@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from folovllm.config import CONFIG_CLASSES, EngineConfig, RuntimeConfig
-from folovllm.environment import secret_file_variable, variable_of
+from folovllm.config.sources import secret_file_variable, variable_of
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"

@@ -7,7 +7,7 @@ import pytest
 
 from folovllm import LLM, ConfigError, EngineConfig, SamplingParams
 from folovllm.attention import flash
-from folovllm.engine import build
+from folovllm.engine import assemble
 from folovllm.engine.llm_engine import LLMEngine
 from tests.unit.attention.played_flash import make_module
 
@@ -66,7 +66,7 @@ def test_sinks_are_left_to_another(run):
 
 
 def test_is_refused_before_the_model_is_loaded(monkeypatch, tiny_folder):
-    monkeypatch.setattr(build, "ModelLoader", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(assemble, "ModelLoader", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(ConfigError, match=r"attention_backend: flash needs a CUDA device.* sdpa"):
         LLM(str(tiny_folder()), device="cpu", attention_backend="flash")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from folovllm import SamplingParams
 from folovllm.attention.backend import write_to_cache
 from folovllm.attention.paged import paged_metadata
-from folovllm.engine import build
+from folovllm.engine import assemble
 from folovllm.models.hf_adapter import LayerRecorder, PagedModel
 from folovllm.worker.cuda_graphs import GraphMaker, bucket_sizes
 
@@ -112,8 +112,8 @@ def make_graphs_llm(make_llm, family, monkeypatch):
                 model, attention, most, block_size, max_model_len, lambda: capture, lambda: 0
             )
 
-        monkeypatch.setattr(build, "choose_attention", lambda *_: ReferenceBackend())
-        monkeypatch.setattr(build, "graph_maker", play)
+        monkeypatch.setattr(assemble, "choose_attention", lambda *_: ReferenceBackend())
+        monkeypatch.setattr(assemble, "graph_maker", play)
         llm = make_llm(family, **{"max_num_seqs": MOST, **options})
         return SimpleNamespace(llm=llm, sizes=sizes)
 

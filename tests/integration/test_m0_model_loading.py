@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from folovllm import ModelConfig, ModelLoader, ModelLoadError, get_model_and_tokenizer
-from folovllm.checksums import write_checksums
-from folovllm.direct_load import STRAIGHT_TYPES
+from folovllm.loading.checksums import write_checksums
+from folovllm.loading.direct import STRAIGHT_TYPES
 
 DTYPES = (torch.float32, torch.bfloat16)
 # transformers merges the experts' weights of the former and renames the latter's head.
@@ -411,7 +411,9 @@ def test_what_was_loaded_is_logged(save_tiny, caplog, capsys):
 def test_unchanged_files_are_not_read_for_their_checksums(save_tiny, monkeypatch):
     folder = save_tiny()
     write_checksums(folder)
-    monkeypatch.setattr("folovllm.checksums.sha256_of", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(
+        "folovllm.loading.checksums.sha256_of", lambda path: pytest.fail(f"read {path}")
+    )
     load(folder)
 
 
@@ -421,7 +423,9 @@ def test_touched_files_are_checked_once(save_tiny, monkeypatch):
     os.utime(folder / "config.json")
     os.utime(folder / "SHA256SUMS", ns=(0, 0))
     load(folder)
-    monkeypatch.setattr("folovllm.checksums.sha256_of", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(
+        "folovllm.loading.checksums.sha256_of", lambda path: pytest.fail(f"read {path}")
+    )
     load(folder)
 
 

@@ -17,7 +17,7 @@ from folovllm.attention.backend import (
     LayerCache,
 )
 from folovllm.attention.paged import PagedMetadata, paged_metadata
-from folovllm.attention.triton_tiles import LARGEST_HEAD, choose_launch, most_rows
+from folovllm.kernels.triton_tiles import LARGEST_HEAD, choose_launch, most_rows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST_MAJOR = 8
@@ -25,7 +25,7 @@ OLDEST_MAJOR = 8
 
 
 class TritonBackend:
-    """Calls `triton_kernels`, which is imported when it is first used."""
+    """Calls `kernels.triton_attention`, which is imported when it is first used."""
 
     name = "triton"
     block_size = 16
@@ -54,13 +54,13 @@ class TritonBackend:
         options: AttentionOptions,
     ) -> torch.Tensor:
         """Write to the cache, then attend: `AttentionBackend.attend`."""
-        from folovllm.attention import triton_kernels
+        from folovllm.kernels import triton_attention
 
         query, key, value = _dense(query), _dense(key), _dense(value)
         launch = choose_launch(metadata, query, key.shape[1], value.shape[-1])
         with torch.cuda.device_of(query):  # Triton launches on the current device
-            triton_kernels.store(metadata, cache, key, value)
-            return triton_kernels.attend(metadata, cache, query, options, launch)
+            triton_attention.store(metadata, cache, key, value)
+            return triton_attention.attend(metadata, cache, query, options, launch)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

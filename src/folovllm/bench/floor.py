@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 from folovllm.diagnostics.limits import Limits
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from folovllm.bench.floor import Floor
 from folovllm.bench.results import OURS, BenchError, Measurement, Record, Say, back_and_forth
 from folovllm.bench.tables import summarise
 from folovllm.bench.workloads import RandomSource, uniform
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 from folovllm.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from folovllm.bench.load_sample import Sample, Task, weight_bytes
 from folovllm.bench.page_cache import State
 from folovllm.bench.results import BenchError, Measurement, Record, Say, back_and_forth
 from folovllm.config import ENGINE_CLASSES, EngineConfig
+from folovllm.machine.threads import allowed_cores
 from folovllm.model_loader import ModelLoader
 from folovllm.utils.common import get_device
-from folovllm.utils.threads import allowed_cores
 
 if TYPE_CHECKING:
-    from folovllm.checkpoint import Checkpoint
+    from folovllm.loading.checkpoint import Checkpoint
 
 SUITE = "load"
 ROUNDS = 3

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from folovllm.bench.page_cache import State, read_through, set_state
 from folovllm.bench.results import BenchError
-from folovllm.checkpoint import Checkpoint, find_checkpoint
 from folovllm.errors import FoloVLLMError
+from folovllm.loading.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ def prepare_folovllm(task: Task, checkpoint: Checkpoint) -> Work:
     from folovllm.sampling_params import SamplingParams
 
     import_model(task, checkpoint)
-    import folovllm.direct_load  # noqa: F401 - the loader imports it when it loads
+    import folovllm.loading.direct  # noqa: F401 - the loader imports it when it loads
 
     config = EngineConfig.from_options(model=task.folder, dtype=task.dtype, **task.options)
 

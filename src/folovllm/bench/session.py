@@ -13,11 +13,11 @@ from typing_extensions import Self
 from folovllm.bench.facts import drift
 from folovllm.bench.results import BenchError, Measurement, Run, Say
 from folovllm.config import ENGINE_CLASSES, EngineConfig
+from folovllm.config.settings import public_value
 from folovllm.diagnostics.limits import Limits, measure_limits
-from folovllm.diagnostics.machine import machine_facts
-from folovllm.settings import public_value
+from folovllm.machine.facts import machine_facts
+from folovllm.machine.threads import use_allowed_cores
 from folovllm.utils.common import get_device
-from folovllm.utils.threads import use_allowed_cores
 
 
 class Session:

@@ -28,19 +28,19 @@ from folovllm.bench.workloads import (
     read_conversations,
     uniform,
 )
-from folovllm.bench_config import (
+from folovllm.config import BenchConfig, EngineConfig, ModelConfig
+from folovllm.config.bench import (
     LatencyConfig,
     Range,
     RequestsConfig,
     SweepConfig,
     ThroughputConfig,
 )
-from folovllm.config import BenchConfig, EngineConfig, ModelConfig
+from folovllm.config.settings import Settings, nearest, public_value
 from folovllm.diagnostics.limits import Limits
 from folovllm.errors import ConfigError
 from folovllm.llm import LLM
 from folovllm.model_loader import ModelLoader
-from folovllm.settings import Settings, nearest, public_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

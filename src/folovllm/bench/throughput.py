@@ -19,7 +19,7 @@ from folovllm.bench.workloads import (
     nano_vllm,
     uniform,
 )
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

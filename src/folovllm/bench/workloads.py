@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from folovllm.bench.results import BenchError
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from folovllm.cli.sampling_options import (
     sampling_params,
 )
 from folovllm.cli.streaming import Streamed, stream_text
+from folovllm.config.settings import nearest
 from folovllm.errors import ConfigError, FoloVLLMError
 from folovllm.sampling_params import SamplingParams
-from folovllm.settings import nearest
 
 if TYPE_CHECKING:
     from folovllm.llm import LLM

@@ -7,9 +7,9 @@ from typing import Any
 
 from folovllm.cli.options import add_command, engine_options, planned_config
 from folovllm.config import CONFIG_CLASSES, ENGINE_CLASSES
-from folovllm.demo_model import DEMO_MODEL
-from folovllm.environment import Found, variable_of
-from folovllm.settings import Settings, public_value
+from folovllm.config.settings import Settings, public_value
+from folovllm.config.sources import Found, variable_of
+from folovllm.loading.default_model import DEMO_MODEL
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print one line a subject; nothing that it finds is an error."""
     check_writable("--json", arguments.json)
     from folovllm.diagnostics.cpu import CpuReport
-    from folovllm.diagnostics.machine import machine_facts
+    from folovllm.machine.facts import machine_facts
 
     facts = machine_facts()
     checks = print_checks(CpuReport(facts).run(), WIDTHS)

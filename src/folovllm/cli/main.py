@@ -95,7 +95,7 @@ def _discard_output() -> None:
 def _run(argv: "Sequence[str] | None") -> int:
     arguments = _parser().parse_args(argv)
     from folovllm.config import CONFIG_CLASSES, RuntimeConfig
-    from folovllm.settings import check_variables
+    from folovllm.config.settings import check_variables
     from folovllm.utils.logging import set_up_logging
 
     set_up_logging(RuntimeConfig().log_level)

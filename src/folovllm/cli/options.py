@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import ENGINE_CLASSES, EngineConfig, ModelConfig, RuntimeConfig
-from folovllm.demo_model import demo_model_path, ensure_demo_model
-from folovllm.environment import variable_of
-from folovllm.settings import Settings
+from folovllm.config.settings import Settings
+from folovllm.config.sources import variable_of
+from folovllm.loading.default_model import demo_model_path, ensure_demo_model
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from folovllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from folovllm.engine.input_processor import PromptType
     from folovllm.llm import LLM
+    from folovllm.text.input_processor import PromptType
 
 KEYS = ("prompt", "prompt_token_ids", "messages")
 

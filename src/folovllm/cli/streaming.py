@@ -11,8 +11,8 @@ from folovllm.sampling_params import RequestOutputKind, SamplingParams
 from folovllm.utils.common import generate_request_id
 
 if TYPE_CHECKING:
-    from folovllm.engine.input_processor import PromptType
     from folovllm.llm import LLM
+    from folovllm.text.input_processor import PromptType
 
 
 @dataclass(slots=True)

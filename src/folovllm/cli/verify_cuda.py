@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable("--json", arguments.json)
     from folovllm.diagnostics.cuda import VERDICTS, CudaVerification, exit_code
     from folovllm.diagnostics.cuda_readers import gather_facts
-    from folovllm.diagnostics.machine import machine_facts
+    from folovllm.machine.facts import machine_facts
 
     verification = CudaVerification(gather_facts())
     headline = verification.headline()

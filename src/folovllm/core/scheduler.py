@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence as Series
 from typing import TYPE_CHECKING
 
 from folovllm.core.kv_cache_manager import KVCacheManager
+from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.core.request_queue import Key, RequestQueue
-from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
 from folovllm.core.stopping import StopRules
 from folovllm.errors import ConfigError
 from folovllm.request import Request, RequestStatus, Sequence, SequenceStatus

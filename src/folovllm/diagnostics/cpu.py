@@ -45,7 +45,7 @@ class CpuReport:
     def _limits(self) -> Limits:
         import torch
 
-        from folovllm.utils.threads import use_allowed_cores
+        from folovllm.machine.threads import use_allowed_cores
 
         use_allowed_cores()  # as the engine does
         return measure_limits(torch.device("cpu"), torch.float32)

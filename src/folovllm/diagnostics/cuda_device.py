@@ -21,7 +21,7 @@ from folovllm.diagnostics.attention_check import (
     served_options,
 )
 from folovllm.diagnostics.checks import CheckError, Finding, one_line
-from folovllm.utils.memory import available_memory
+from folovllm.machine.memory import available_memory
 
 GIB = 1 << 30
 NCCL_SECONDS = 120

@@ -25,8 +25,8 @@ from folovllm.diagnostics.cuda_facts import (
     Torch,
     Version,
 )
-from folovllm.diagnostics.machine import gpus, in_container, output_of, read_text
-from folovllm.utils.memory import memory_limit
+from folovllm.machine.facts import gpus, in_container, output_of, read_text
+from folovllm.machine.memory import memory_limit
 
 NVIDIA = "0x10de"
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES")

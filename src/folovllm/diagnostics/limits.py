@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from folovllm.linear.backend import choose_backend
-from folovllm.utils.memory import use_huge_pages
+from folovllm.machine.memory import use_huge_pages
 
 
 @dataclass(frozen=True, slots=True)

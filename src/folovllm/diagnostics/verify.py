@@ -8,18 +8,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from folovllm.checksums import check_files
 from folovllm.config import EngineConfig
-from folovllm.demo_model import demo_model_path
 from folovllm.diagnostics.checks import Check, CheckError, chain, run_steps
 from folovllm.llm import LLM
+from folovllm.loading.checksums import check_files
+from folovllm.loading.default_model import demo_model_path
 from folovllm.model_loader import ModelLoader
 from folovllm.outputs import CompletionOutput
 from folovllm.sampling_params import SamplingParams
 from folovllm.utils.common import get_device
 
 if TYPE_CHECKING:
-    from folovllm.engine.input_processor import PromptType
+    from folovllm.text.input_processor import PromptType
 
 QUESTION = "What is the capital of France?"
 PACKAGES = ("torch", "transformers", "safetensors", "pydantic-settings", "numpy")

@@ -2,7 +2,7 @@
 
 import torch
 
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 from folovllm.errors import is_out_of_memory
 
 

@@ -9,16 +9,16 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
-from folovllm.core.scheduler_output import SchedulerOutput
-from folovllm.engine.build import build_parts
+from folovllm.core.plan import SchedulerOutput
+from folovllm.engine.assemble import build_parts
 from folovllm.engine.failures import explain_failure, is_fatal
-from folovllm.engine.input_processor import PromptType
 from folovllm.engine.output_processor import OutputProcessor
 from folovllm.engine.stats import EngineStats, SchedulerState
 from folovllm.errors import EngineDeadError
 from folovllm.outputs import RequestOutput
 from folovllm.request import SequenceStatus
 from folovllm.sampling_params import SamplingParams
+from folovllm.text.input_processor import PromptType
 
 if TYPE_CHECKING:
     import torch

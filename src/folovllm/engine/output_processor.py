@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence as List
 from typing import TYPE_CHECKING, Protocol
 
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 from folovllm.engine.request_state import RequestState, SequenceState
-from folovllm.engine.token_text import TokenText
 from folovllm.outputs import Logprob, RequestOutput
 from folovllm.request import Request, Sequence, SequenceStatus
+from folovllm.text.token_text import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

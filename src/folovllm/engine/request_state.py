@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence as List
 from typing import Literal, TypeAlias
 
-from folovllm.engine.detokenizer import Detokenizer
-from folovllm.engine.token_text import TokenText
 from folovllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from folovllm.request import Request, Sequence, SequenceStatus
 from folovllm.sampling_params import RequestOutputKind
+from folovllm.text.detokenizer import Detokenizer
+from folovllm.text.token_text import TokenText
 
 Logprobs: TypeAlias = dict[int, Logprob]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]

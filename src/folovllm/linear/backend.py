@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from folovllm.linear.onednn import OneDnnBackend
-from folovllm.utils.memory import give_back_freed_memory
+from folovllm.machine.memory import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from folovllm.utils.memory import give_back_freed_memory
+from folovllm.machine.memory import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.request import Sequence
 
 

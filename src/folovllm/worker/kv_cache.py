@@ -9,7 +9,7 @@ import torch
 
 from folovllm.attention.backend import LayerCache, LayerSpec
 from folovllm.errors import ConfigError, is_out_of_memory
-from folovllm.utils.memory import available_memory
+from folovllm.machine.memory import available_memory
 
 GIB = 1 << 30
 DEFAULT_CPU_SPACE = 4 * GIB

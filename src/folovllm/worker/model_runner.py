@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from folovllm.attention.backend import AttentionBackend, AttentionStep, BatchLayout
-from folovllm.core.scheduler_output import SchedulerOutput
+from folovllm.core.plan import SchedulerOutput
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.outputs import Logprob
 from folovllm.sampling.sampler import Sampler

@@ -17,7 +17,8 @@ from folovllm.attention.backend import (
 )
 from folovllm.attention.choice import choose_backend
 from folovllm.attention.triton import TritonBackend
-from folovllm.attention.triton_tiles import (
+from folovllm.errors import ConfigError
+from folovllm.kernels.triton_tiles import (
     Device,
     choose_launch,
     choose_splits,
@@ -27,7 +28,6 @@ from folovllm.attention.triton_tiles import (
     most_rows,
     padded,
 )
-from folovllm.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 CUDA = torch.device("cuda", 0)
@@ -192,12 +192,12 @@ def test_a_gpu_is_described(gpu, monkeypatch):
     assert describe(CUDA) == H200
 
 
-def compile_attend(triton_kernels, capability, dtype, size, group, decoding, tiles):
+def compile_attend(triton_attention, capability, dtype, size, group, decoding, tiles):
     """Compile for a GPU that need not be there."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile as compile_kernel
 
-    kernel = triton_kernels.attend_kernel
+    kernel = triton_attention.attend_kernel
     constants = {"group": group, "kv_heads": 8, "key_size": size, "value_size": size}
     constants |= {"block_size": 16, "window": None, "softcap": None, "decoding": decoding}
     constants |= {"key_width": padded(size), "value_width": padded(size)}
@@ -233,12 +233,12 @@ def test_compiles_within_a_gpus_shared_memory(
     """Of the smallest GPU of that kind; the GPU itself is not needed for that."""
     import triton
 
-    from folovllm.attention import triton_kernels
+    from folovllm.kernels import triton_attention
 
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
     memory = {86: 100 << 10, 90: 228 << 10}[capability]
     itemsize = 4 if dtype == "fp32" else 2
     for group in (2, most_rows(size, itemsize)):
         tiles = choose_tiles(padded(size), itemsize, group, decoding, memory)
-        compiled = compile_attend(triton_kernels, capability, dtype, size, group, decoding, tiles)
+        compiled = compile_attend(triton_attention, capability, dtype, size, group, decoding, tiles)
         assert compiled.metadata.shared <= memory - 1024

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from folovllm.attention import triton_kernels
 from folovllm.attention.triton import TritonBackend
-from folovllm.attention.triton_tiles import Launch, Tiles, count_row_tiles, padded
+from folovllm.kernels import triton_attention
+from folovllm.kernels.triton_tiles import Launch, Tiles, count_row_tiles, padded
 from tests.unit.attention.reference import Case, cases, check
 
 NAN = float("nan")  # what must not be read, or must not matter
@@ -30,8 +30,8 @@ class Forced(TritonBackend):
         counted = query.shape[2], len(metadata.block_table), rows // group
         row_tiles = count_row_tiles(*counted, metadata.max_query_len == 1)
         launch = Launch(Tiles(rows, self.columns, 4, 2), row_tiles, self.splits)
-        triton_kernels.store(metadata, cache, key, value)
-        return triton_kernels.attend(metadata, cache, query, options, launch)
+        triton_attention.store(metadata, cache, key, value)
+        return triton_attention.attend(metadata, cache, query, options, launch)
 
 
 forced = st.builds(

@@ -9,7 +9,7 @@ from folovllm.bench.facts import (
     short_machine,
 )
 from folovllm.bench.results import Run
-from folovllm.diagnostics.machine import machine_facts
+from folovllm.machine.facts import machine_facts
 from tests.unit.bench.example import MACHINE, example_run
 
 

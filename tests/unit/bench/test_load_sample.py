@@ -6,7 +6,7 @@ import pytest
 from folovllm.bench import load_sample
 from folovllm.bench.load_sample import PLACED, READ, Sample, Task, memory, take, weight_bytes
 from folovllm.bench.results import BenchError
-from folovllm.checkpoint import Checkpoint, StoredTensor
+from folovllm.loading.checkpoint import Checkpoint, StoredTensor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the page cache is Linux's")
 

@@ -12,7 +12,7 @@ from folovllm.bench.results import BenchError
 from folovllm.bench.server import ServerTarget, server_way
 from folovllm.bench.sweep import Goal, SweepPlan, measure_sweep
 from folovllm.bench.workloads import RandomSource, Workload, uniform
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 
 DONE = "data: [DONE]\n\n"
 

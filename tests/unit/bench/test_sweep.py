@@ -13,7 +13,7 @@ from folovllm.bench.sweep import (
     preferred,
 )
 from folovllm.bench.workloads import RandomSource, uniform
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 
 GOAL = Goal(first_token=1.0, output_token=0.2)
 

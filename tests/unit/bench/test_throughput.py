@@ -9,7 +9,7 @@ from folovllm.bench.throughput import (
     named_cases,
 )
 from folovllm.bench.workloads import RandomSource, uniform
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 
 
 class PlayedFloor:

@@ -11,7 +11,7 @@ from folovllm.bench.workloads import (
     read_conversations,
     uniform,
 )
-from folovllm.bench_config import Range
+from folovllm.config.bench import Range
 
 
 @pytest.mark.parametrize(("text", "low", "high"), [("128", 128, 128), ("16-256", 16, 256)])

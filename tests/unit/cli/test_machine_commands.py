@@ -70,7 +70,7 @@ def test_verify_cuda_of_a_broken_machine(machine, capsys):
 
 def test_env(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cpu, "measure_limits", lambda *_: Limits(33e9, 150e9))
-    monkeypatch.setattr("folovllm.utils.threads.use_allowed_cores", lambda: None)
+    monkeypatch.setattr("folovllm.machine.threads.use_allowed_cores", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "9999")
     path = tmp_path / "report.json"
     assert main(["env", "--json", str(path)]) == 0

@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 
 import pytest
@@ -56,32 +55,3 @@ def bare():
 def device():
     """A device as torch sees it, by default the one of `well`."""
     return lambda **changes: replace(H200, **changes)
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """Write files of a machine's `/proc`, `/sys` and `/etc`; say where they are."""
-    monkeypatch.delenv("container", raising=False)
-
-    def write(**files):
-        for name, text in files.items():
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return tmp_path
-
-    return write
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Put a program that prints a text and ends with a code before all others."""
-
-    def make(name, text, code=0):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\nexit {code}\n")
-        path.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
-
-    return make

@@ -52,7 +52,7 @@ def facts():
 
 def test_nothing_hurts(facts, monkeypatch):
     monkeypatch.setattr(cpu, "measure_limits", lambda *_: Limits(33e9, 150e9))
-    monkeypatch.setattr("folovllm.utils.threads.use_allowed_cores", lambda: None)
+    monkeypatch.setattr("folovllm.machine.threads.use_allowed_cores", lambda: None)
     done = {check.name: check for check in CpuReport(facts()).run()}
     assert {check.status for check in done.values()} == {"ok"}
     assert done["system"].detail == "Debian, kernel 6.1, in a container"

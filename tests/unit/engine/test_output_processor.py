@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, strategies as st
 
-from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.engine.output_processor import OutputProcessor
 from folovllm.outputs import Logprob
 from folovllm.request import Request, SequenceStatus

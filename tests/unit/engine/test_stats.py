@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.engine.stats import EngineStats, SchedulerState, Window, count_prompt_tokens
 from folovllm.outputs import RequestMetrics
 from folovllm.request import Sequence, SequenceData

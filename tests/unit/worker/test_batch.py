@@ -1,6 +1,6 @@
 from hypothesis import given, settings, strategies as st
 
-from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.request import Sequence, SequenceData
 from folovllm.sampling_params import SamplingParams
 from folovllm.worker.batch import make_batch

@@ -7,7 +7,7 @@ import torch
 
 from folovllm.attention.backend import LayerSpec
 from folovllm.errors import ConfigError
-from folovllm.utils.memory import keep_freed_memory
+from folovllm.machine.memory import keep_freed_memory
 from folovllm.worker import kv_cache
 from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from folovllm.attention.paged import paged_metadata
-from folovllm.core.scheduler_output import ScheduledSequence, SchedulerOutput
+from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.request import Sequence, SequenceData
 from folovllm.sampling.sampler import Sampler
 from folovllm.sampling_params import SamplingParams

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from folovllm.bench.results import Run
-    from folovllm.settings import Settings
+    from folovllm.config.settings import Settings
 
 Suite: TypeAlias = "Callable[..., None]"
 """Measures something, and hands it to the session's `record`. It takes the engine's configuration,

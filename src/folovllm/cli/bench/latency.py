@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from folovllm.bench_config import LatencyConfig
 from folovllm.cli.bench.common import add_suite
+from folovllm.config.bench import LatencyConfig
 
 if TYPE_CHECKING:
     import argparse

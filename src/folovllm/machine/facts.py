@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import folovllm
-from folovllm.utils.memory import available_memory, memory_limit
-from folovllm.utils.threads import allowed_cores, cpu_quota
+from folovllm.machine.memory import available_memory, memory_limit
+from folovllm.machine.threads import allowed_cores, cpu_quota
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy", "flash-attn")
 THREAD_VARIABLES = (

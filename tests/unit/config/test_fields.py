@@ -8,7 +8,6 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 import folovllm
-from folovllm import settings
 from folovllm.config import (
     CONFIG_CLASSES,
     DTYPES,
@@ -17,10 +16,11 @@ from folovllm.config import (
     ModelConfig,
     RuntimeConfig,
     SchedulerConfig,
+    settings,
 )
-from folovllm.environment import read_environment
+from folovllm.config.settings import check_variables, public_value
+from folovllm.config.sources import read_environment
 from folovllm.errors import ConfigError
-from folovllm.settings import check_variables, public_value
 
 try:
     import torch

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from folovllm.utils.threads import allowed_cores, use_allowed_cores
+from folovllm.machine.threads import allowed_cores, use_allowed_cores
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ class TestUseAllowedCores:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def test_no_more_threads_than_cores(self, monkeypatch):
-        monkeypatch.setattr("folovllm.utils.threads.allowed_cores", lambda: 2)
+        monkeypatch.setattr("folovllm.machine.threads.allowed_cores", lambda: 2)
         use_allowed_cores()
         assert self.set_to == [2]
 
@@ -52,6 +52,6 @@ class TestUseAllowedCores:
         assert self.set_to == []
 
     def test_fewer_threads_than_cores_are_left_alone(self, monkeypatch):
-        monkeypatch.setattr("folovllm.utils.threads.allowed_cores", lambda: 128)
+        monkeypatch.setattr("folovllm.machine.threads.allowed_cores", lambda: 128)
         use_allowed_cores()
         assert self.set_to == []

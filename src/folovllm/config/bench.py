@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from folovllm.settings import Settings
+from folovllm.config.settings import Settings
 
 
 def _split(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The configuration of an engine, with vLLM's names and defaults.
 
 Each class reads arguments, then `FOLOVLLM_<FIELD>` variables, then `.env`, then its defaults
-(`folovllm.settings`). Importing this module does not import torch.
+(`folovllm.config.settings`). Importing this module does not import torch.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from platformdirs import user_cache_dir
 from pydantic import Field, PlainValidator, SecretStr, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from folovllm.bench_config import SUITE_CLASSES
+from folovllm.config.bench import SUITE_CLASSES
+from folovllm.config.settings import Settings, check_variables, nearest
 from folovllm.errors import ConfigError
-from folovllm.settings import Settings, check_variables, nearest
 
 if TYPE_CHECKING:
     from typing import TypeAlias

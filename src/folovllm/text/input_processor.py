@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from folovllm.config.settings import nearest
 from folovllm.request import Request
 from folovllm.sampling_params import SamplingParams
-from folovllm.settings import nearest
 from folovllm.utils.checks import check_int, check_token_ids, check_type, refuse
 
 if TYPE_CHECKING:

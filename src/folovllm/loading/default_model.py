@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
-from folovllm.checksums import write_checksums
 from folovllm.config import RuntimeConfig
 from folovllm.errors import ModelLoadError, explain_load_errors
+from folovllm.loading.checksums import write_checksums
 from folovllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import torch
 from folovllm.attention.backend import AttentionOptions, LayerSpec
 from folovllm.attention.sdpa import SdpaBackend
 from folovllm.errors import ConfigError
-from folovllm.worker import profiling
-from folovllm.worker.profiling import Profile, profile_gpu
+from folovllm.worker import memory
+from folovllm.worker.memory import Profile, profile_gpu
 
 GIB = 1 << 30
 
@@ -69,7 +69,7 @@ class Model:
 @pytest.fixture
 def profile(monkeypatch):
     """A function that profiles a played device."""
-    monkeypatch.setattr(profiling, "_copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(memory, "_copy_bandwidth", lambda device: 1e9)
 
     def run(cuda, num_tokens=24, num_seqs=3, max_model_len=10, utilization=1.0, backend=None):
         model = Model(cuda)
@@ -108,14 +108,14 @@ def test_attends_as_in_a_real_step(profile):
 
 def test_samples_in_every_way(profile, monkeypatch):
     seen = []
-    sample = profiling.Sampler.sample
+    sample = memory.Sampler.sample
 
     def note(sampler, logits, seqs):
         sampled = sample(sampler, logits, seqs)
         seen.append((len(sampled.token_ids), sampled.logprobs is not None))
         return sampled
 
-    monkeypatch.setattr(profiling.Sampler, "sample", note)
+    monkeypatch.setattr(memory.Sampler, "sample", note)
     profile(Cuda(), num_seqs=100)
     assert seen == [(24, True)] * 2  # no more sequences than tokens
 

@@ -1,7 +1,7 @@
 """The `FOLOVLLM_` variables in reach: those of the process and those of a `.env` file.
 
 Here is only what stands where. Which variables there may be, and what their values may be, is
-said in `folovllm.settings` and `folovllm.config`.
+said in `folovllm.config.settings` and `folovllm.config`.
 """
 
 import io

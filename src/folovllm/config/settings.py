@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
-from folovllm.environment import (
+from folovllm.config.sources import (
     PREFIX,
     Found,
     filled,

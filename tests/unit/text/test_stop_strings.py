@@ -1,6 +1,6 @@
 from hypothesis import given, strategies as st
 
-from folovllm.engine.stop_strings import StopStrings
+from folovllm.text.stop_strings import StopStrings
 
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
 PIECES = st.lists(st.text("abc", max_size=4), max_size=12)

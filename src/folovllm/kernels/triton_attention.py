@@ -11,20 +11,24 @@ and are found by a binary search is as in vLLM's `triton_unified_attention`.
 Importing this module imports Triton, which takes its time and is not there on every machine.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 
-from folovllm.attention.backend import AttentionOptions, LayerCache
-from folovllm.attention.paged import PagedMetadata
-from folovllm.attention.triton_tiles import STORED_AT_ONCE, Launch
+from folovllm.kernels.triton_tiles import STORED_AT_ONCE, Launch
+
+if TYPE_CHECKING:  # the attention room stands above this one
+    from folovllm.attention.backend import AttentionOptions, LayerCache
+    from folovllm.attention.paged import PagedMetadata
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_SCORE = tl.constexpr(-1e30)  # finite, so that the difference of two of them is no NaN
 
 
 def store(
-    metadata: PagedMetadata, cache: LayerCache, key: torch.Tensor, value: torch.Tensor
+    metadata: "PagedMetadata", cache: "LayerCache", key: torch.Tensor, value: torch.Tensor
 ) -> None:
     """Store a step's keys and values, `[1, num_kv_heads, T, size]` each, at their slots."""
     _, kv_heads, tokens, key_size = key.shape
@@ -50,10 +54,10 @@ def store(
 
 
 def attend(
-    metadata: PagedMetadata,
-    cache: LayerCache,
+    metadata: "PagedMetadata",
+    cache: "LayerCache",
     query: torch.Tensor,
-    options: AttentionOptions,
+    options: "AttentionOptions",
     launch: Launch,
 ) -> torch.Tensor:
     """Attend to what is stored.

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from folovllm.diagnostics import machine
-from folovllm.diagnostics.machine import gpus, machine_facts, output_of, source_commit
-from folovllm.utils.memory import memory_limit
+from folovllm.machine import facts as machine_module
+from folovllm.machine.facts import gpus, machine_facts, output_of, source_commit
+from folovllm.machine.memory import memory_limit
 
 GIB = 1 << 30
 
@@ -154,7 +154,7 @@ def test_no_gpus(program):
 def test_a_program_that_hangs(monkeypatch, program, tmp_path):
     program("slow", "")
     (tmp_path / "bin/slow").write_text("#!/bin/sh\nexec sleep 20\n")
-    monkeypatch.setattr(machine, "MOST_SECONDS", 0.05)
+    monkeypatch.setattr(machine_module, "MOST_SECONDS", 0.05)
     assert output_of("slow") is None
     assert output_of("no-such-program") is None
 

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 import folovllm
-from folovllm import settings
 from folovllm.cli.main import main
-from folovllm.config import CONFIG_CLASSES, ENGINE_CLASSES
+from folovllm.config import CONFIG_CLASSES, ENGINE_CLASSES, settings
 
 COMMANDS = ("config", "verify", "demo", "generate", "chat")
 

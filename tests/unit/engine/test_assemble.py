@@ -9,10 +9,10 @@ from transformers import GenerationConfig
 from folovllm.attention.backend import LayerSpec
 from folovllm.attention.sdpa import SdpaBackend
 from folovllm.config import EngineConfig
-from folovllm.engine import build
-from folovllm.engine.build import batched_tokens, eos_token_ids
+from folovllm.engine import assemble
+from folovllm.engine.assemble import batched_tokens, eos_token_ids
 from folovllm.errors import ConfigError
-from folovllm.worker.profiling import Profile
+from folovllm.worker.memory import Profile
 
 # A block of 16 tokens takes 4 KiB: 2 heads of 8 + 8 numbers, two layers, float32.
 MODEL = SimpleNamespace(
@@ -56,32 +56,32 @@ def free(monkeypatch):
     """A function that says how much memory a CPU's cache may have."""
 
     def set_free(size):
-        monkeypatch.setattr(build, "cpu_cache_bytes", lambda space: size)
+        monkeypatch.setattr(assemble, "cpu_cache_bytes", lambda space: size)
 
     return set_free
 
 
 def test_blocks_on_a_cpu(free):
     free(100 * BLOCK + 5)
-    assert build._count_blocks(config(), MODEL, BACKEND, 16, 64, 512) == (100, 0)
+    assert assemble._count_blocks(config(), MODEL, BACKEND, 16, 64, 512) == (100, 0)
 
 
 def test_no_more_blocks_than_all_sequences_at_their_longest(free):
     free(10**6 * BLOCK)
-    assert build._count_blocks(config(max_num_seqs=3), MODEL, BACKEND, 16, 65, 512) == (16, 0)
+    assert assemble._count_blocks(config(max_num_seqs=3), MODEL, BACKEND, 16, 65, 512) == (16, 0)
 
 
 def test_blocks_that_were_asked_for(free):
     free(100 * BLOCK)
     options = config(num_gpu_blocks_override=12345)
-    assert build._count_blocks(options, MODEL, BACKEND, 16, 64, 512) == (12345, 0)
+    assert assemble._count_blocks(options, MODEL, BACKEND, 16, 64, 512) == (12345, 0)
 
 
 @pytest.mark.parametrize("size", [2 * BLOCK - 1, 0, -(10**9)])
 def test_no_room(free, size):
     free(size)
     with pytest.raises(ConfigError, match=r"no room .*16 tokens takes 0\.0 MiB.*cpu_kvcache_space"):
-        build._count_blocks(config(), MODEL, BACKEND, 16, 64, 512)
+        assemble._count_blocks(config(), MODEL, BACKEND, 16, 64, 512)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,15 @@ def test_blocks_on_a_gpu(monkeypatch, bandwidth, swap_space, host_blocks):
         asked.append(arguments)
         return Profile(50 * BLOCK, seconds_a_token=1e-3, copy_bandwidth=bandwidth)
 
-    monkeypatch.setattr(build, "profile_gpu", profile)
+    monkeypatch.setattr(assemble, "profile_gpu", profile)
     options = config(gpu_memory_utilization=0.7, swap_space=swap_space)
-    assert build._count_blocks(options, GPU_MODEL, BACKEND, 16, 4096, 8192) == (50, host_blocks)
+    assert assemble._count_blocks(options, GPU_MODEL, BACKEND, 16, 4096, 8192) == (50, host_blocks)
     assert asked == [(GPU_MODEL, BACKEND, 16, 8192, 256, 4096, 0.7)]
 
 
 def test_blocks_beside_what_is_reserved(free):
     free(100 * BLOCK)
-    assert build._count_blocks(config(), MODEL, BACKEND, 16, 64, 512, reserved=30 * BLOCK) == (
+    assert assemble._count_blocks(config(), MODEL, BACKEND, 16, 64, 512, reserved=30 * BLOCK) == (
         70,
         0,
     )
@@ -111,7 +111,7 @@ def test_blocks_beside_what_is_reserved(free):
 
 def graphs_of(model, captures, **options):
     attention = SimpleNamespace(name="some", captures=captures)
-    return build.graph_maker(config(**options), model, attention, 16, 64)
+    return assemble.graph_maker(config(**options), model, attention, 16, 64)
 
 
 def test_graphs_where_they_can_be_captured(caplog):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.initialization import no_init_weights, no_tie_weights
 
-from folovllm.checkpoint import Checkpoint, StoredTensor
+from folovllm.loading.checkpoint import Checkpoint, StoredTensor
 from folovllm.utils.progress import progress_bar
 
 # Both of transformers' context managers replace functions for the whole process while they

@@ -11,13 +11,13 @@ and bytes that never make a character hold nothing up and are no error.
 from codecs import getincrementaldecoder
 from typing import TYPE_CHECKING
 
-from folovllm.engine.stop_strings import StopStrings
+from folovllm.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from folovllm.engine.token_text import TokenText
     from folovllm.sampling_params import SamplingParams
+    from folovllm.text.token_text import TokenText
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What decoders write for bytes that are not a character, or not yet."""

@@ -14,16 +14,16 @@ from folovllm.attention.choice import (
 from folovllm.config import EngineConfig
 from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.scheduler import Scheduler
-from folovllm.engine.input_processor import InputProcessor
 from folovllm.errors import ConfigError
 from folovllm.linear.backend import choose_backend as choose_linear, pack_linears
+from folovllm.machine.memory import keep_freed_memory, use_huge_pages
+from folovllm.machine.threads import use_allowed_cores
 from folovllm.model_loader import ModelLoader
 from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.sampling.sampler import Sampler
+from folovllm.text.input_processor import InputProcessor
 from folovllm.utils.common import get_device
-from folovllm.utils.memory import keep_freed_memory, use_huge_pages
-from folovllm.utils.threads import use_allowed_cores
 from folovllm.utils.timing import Phases
 from folovllm.worker.cuda_graphs import (
     CudaCapture,
@@ -32,8 +32,8 @@ from folovllm.worker.cuda_graphs import (
     free_cuda_memory,
 )
 from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
+from folovllm.worker.memory import profile_gpu
 from folovllm.worker.model_runner import ModelRunner
-from folovllm.worker.profiling import profile_gpu
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase

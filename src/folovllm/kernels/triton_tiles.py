@@ -5,11 +5,13 @@ looking at shared memory and spilled registers, not by timing them.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from folovllm.attention.paged import PagedMetadata
+if TYPE_CHECKING:  # the attention room stands above this one
+    from folovllm.attention.paged import PagedMetadata
+
 
 LARGEST_HEAD = 256
 STORED_AT_ONCE = 2048
@@ -56,7 +58,7 @@ class Launch(NamedTuple):
 
 
 def choose_launch(
-    metadata: PagedMetadata, query: torch.Tensor, kv_heads: int, value_size: int
+    metadata: "PagedMetadata", query: torch.Tensor, kv_heads: int, value_size: int
 ) -> Launch:
     """The launch for a step's queries, `[1, num_heads, T, key_size]`."""
     _, num_heads, tokens, key_size = query.shape

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import example, given, strategies as st
 from tokenizers import pre_tokenizers
 
-from folovllm.engine.detokenizer import UNFINISHED, Detokenizer, TokenStream
-from folovllm.engine.token_text import TokenText
 from folovllm.sampling_params import SamplingParams
+from folovllm.text.detokenizer import UNFINISHED, Detokenizer, TokenStream
+from folovllm.text.token_text import TokenText
 
 KINDS = ["byte_level", "byte_fallback", "unigram", "word_piece", "words", "slow_pieces", "slow"]
 WHOLE = ["byte_level", "byte_fallback", "slow"]  # their tokens spell any text

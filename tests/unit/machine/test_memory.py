@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from folovllm.utils.memory import available_memory
+from folovllm.machine.memory import available_memory
 
 GIB = 1 << 30
 
@@ -139,7 +139,7 @@ def test_freed_memory_is_kept():
     """In a process of its own: what the allocator does cannot be undone."""
     program = """
 import ctypes, resource, sys
-from folovllm.utils.memory import keep_freed_memory
+from folovllm.machine.memory import keep_freed_memory
 keep_freed_memory()
 size = 8 << 20
 def faults():

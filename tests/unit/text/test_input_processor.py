@@ -3,8 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from folovllm.engine.input_processor import InputProcessor, TokenizedPrompt
 from folovllm.sampling_params import SamplingParams
+from folovllm.text.input_processor import InputProcessor, TokenizedPrompt
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from folovllm.settings import nearest
+from folovllm.config.settings import nearest
 from folovllm.utils.checks import refuse
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from folovllm.engine.chat import render_chat, to_conversations
+from folovllm.text.chat import render_chat, to_conversations
 
 TEMPLATE = """\
 {%- if tools %}tools: {{ tools | length }}

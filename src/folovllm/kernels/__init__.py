@@ -1,0 +1,1 @@
+"""Kernels written in Python, each beside a reference in plain torch."""

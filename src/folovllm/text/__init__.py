@@ -1,0 +1,1 @@
+"""Prompts and text: chat templates, tokens in, text out."""
