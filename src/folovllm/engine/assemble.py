@@ -19,6 +19,7 @@ from folovllm.linear.packing import LinearPacker
 from folovllm.machine.memory import keep_freed_memory, use_huge_pages
 from folovllm.machine.threads import use_allowed_cores
 from folovllm.model_loader import ModelLoader
+from folovllm.models.check import ModelCheck
 from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.sampling.sampler import Sampler
@@ -80,7 +81,9 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
     attention, block_size = _choose_attention(config, model)
+    check = ModelCheck(model, block_size)
     speed_up_linears(model, config.model_config.linear_backend)
+    check.run(attention)
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
