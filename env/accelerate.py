@@ -126,17 +126,16 @@ class Accelerating:
         installed = installed_in(place, self.workspace.root) or {}
         self._write_constraints(installed)
         options = self._options(wanted.name, facts, compiles=compiles)
-        requirement = wanted.required(facts.cuda)
         doing, report = f"Planning {wanted.name}", self.workspace.folder / "plan.json"
         try:
-            return pip.resolve(doing, report, *options, requirement)
+            return pip.resolve(doing, report, *options, wanted.requirement)
         except ToolError as error:
             if error.lacks(wanted.name):
                 return None
             if not error.conflicts:
                 raise
             unbound = [each for each in options if each not in ("-c", str(self.constraints))]
-            packages = pip.resolve(doing, report, *unbound, requirement)
+            packages = pip.resolve(doing, report, *unbound, wanted.requirement)
             raise self._refuse(wanted, packages, installed) from error
 
     def _refuse(

@@ -24,7 +24,6 @@ class Inside:
         capability: the least compute capability that it runs on.
         hardware: the same in words.
         compiles: whether it can be compiled here when there is no wheel.
-        cuda_extra: whether it has an extra `cu13` for CUDA 13.
     """
 
     name: str
@@ -32,13 +31,6 @@ class Inside:
     capability: Capability
     hardware: str
     compiles: bool = False
-    cuda_extra: bool = False
-
-    def required(self, cuda: str | None) -> str:
-        """Return the requirement for a torch that was built with CUDA `cuda`, such as `13.0`."""
-        if self.cuda_extra and cuda and cuda.startswith("13."):
-            return self.requirement.replace(self.name, f"{self.name}[cu13]")
-        return self.requirement
 
 
 @dataclass(frozen=True)
@@ -62,8 +54,6 @@ class Apart:
 INSIDE = (
     # 2.6 is the first with soft capping beside block tables.
     Inside("flash-attn", "flash-attn>=2.6,<3", (8, 0), "Ampere or later", compiles=True),
-    # Every release so far is a pre-release, and no two promise the same interface.
-    Inside("flash-attn-4", "flash-attn-4==4.0.0b36", (9, 0), "Hopper or later", cuda_extra=True),
 )
 APART = (
     Apart(

@@ -54,7 +54,7 @@ def _attend(torch: Any, attend: Any, pieces: list[list[Any]], device: str) -> An
         lengths = torch.tensor([0, *(len(piece[part]) for piece in pieces)])
         return lengths.cumsum(0).to(device, torch.int32)
 
-    said = attend(
+    return attend(
         *(queries, keys, values),
         cu_seqlens_q=starts(0),
         cu_seqlens_k=starts(1),
@@ -62,7 +62,6 @@ def _attend(torch: Any, attend: Any, pieces: list[list[Any]], device: str) -> An
         max_seqlen_k=max(len(piece[1]) for piece in pieces),
         causal=True,
     )
-    return said[0] if isinstance(said, tuple) else said  # flash-attn 4 may give the sums too
 
 
 def _reference(torch: Any, query: Any, key: Any, value: Any) -> Any:
@@ -134,8 +133,6 @@ def run(name: str) -> str:
     """Try out the accelerator `name`; return a line that says what it did."""
     if name == "flash-attn":
         return flash(importlib.import_module("flash_attn").flash_attn_varlen_func, "cuda")
-    if name == "flash-attn-4":
-        return flash(importlib.import_module("flash_attn.cute").flash_attn_varlen_func, "cuda")
     return quantised({"auto-gptq": _auto_gptq, "gptqmodel": _gptqmodel}[name])
 
 

@@ -25,7 +25,6 @@ _NOT_NEEDED: Mapping[str, tuple[object, ...]] = {
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
-    "quantization": (None,),
     "load_format": ("auto",),
     "kv_cache_dtype": ("auto",),
     "skip_tokenizer_init": (False,),

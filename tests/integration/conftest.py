@@ -75,6 +75,25 @@ MORE_FAMILIES: dict[str, dict[str, object]] = {
     "opt": {},
     "smollm3": {},
     "deepseek_v3": MLA,
+    "exaone4": {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+    "granitemoehybrid": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["full_attention"] * 2,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+    },
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16},
+    "longcat_flash": {
+        **MLA,
+        "num_hidden_layers": 2,
+        "num_layers": 1,
+        "ffn_hidden_size": 48,
+        "expert_ffn_hidden_size": 24,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+        "head_dim": 8,
+    },
 }
 
 

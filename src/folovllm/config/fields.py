@@ -82,6 +82,14 @@ class ModelConfig(Settings):
         description="What computes attention: `flash`, `triton` or `sdpa`; unset, what suits the "
         "device",
     )
+    linear_backend: Literal["onednn", "plain"] | None = Field(
+        None,
+        description="What computes linear layers: `onednn` or `plain` (torch's own); unset, what "
+        "suits each layer",
+    )
+    quantization: str | None = Field(
+        None, description="Format of quantized weights; there is none yet, so only unset is taken"
+    )
     enforce_eager: bool = Field(False, description="Never replay a step as a captured CUDA graph")
     revision: NonEmptyStr | None = Field(None, description="Branch, tag or commit of a hub model")
     hf_token: SecretStr | None = Field(None, description="Access token for gated hub models")
@@ -90,6 +98,15 @@ class ModelConfig(Settings):
     @classmethod
     def _default_to_model(cls, value: str | None, info: ValidationInfo) -> str | None:
         return info.data.get("model") if value is None else value
+
+    @field_validator("quantization")
+    @classmethod
+    def _know_no_format(cls, value: str | None) -> None:
+        if value is not None:
+            raise ValueError(
+                "there is no quantized format yet; leave it unset, and weights are computed in "
+                "float16, bfloat16 or float32"
+            )
 
     @property
     def torch_dtype(self) -> "torch.dtype | None":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from folovllm.linear.backend import choose_backend
+from folovllm.linear.choice import choose
+from folovllm.linear.protocol import LinearNeeds, part_of
 from folovllm.machine.memory import use_huge_pages
 
 
@@ -36,7 +37,8 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     reading = _best(5, numbers.sum, device)
     rows, size = (1024, 2048) if device.type == "cpu" else (8192, 8192)
     linear = torch.nn.Linear(size, size, bias=False, dtype=dtype, device=device)
-    packed = choose_backend(device, dtype).pack(linear)
+    backend, _ = choose("linear", linear, LinearNeeds(device, dtype), None)
+    packed = backend.load(*part_of(linear))
     activations = torch.randn(rows, size, dtype=dtype, device=device)
     multiplying = _best(10, lambda: packed(activations), device)
     return Limits(numbers.numel() * 4 / reading, 2 * rows * size * size / multiplying)

@@ -15,10 +15,11 @@ from folovllm.config import EngineConfig
 from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.scheduler import Scheduler
 from folovllm.errors import ConfigError
-from folovllm.linear.backend import choose_backend as choose_linear, pack_linears
+from folovllm.linear.packing import LinearPacker
 from folovllm.machine.memory import keep_freed_memory, use_huge_pages
 from folovllm.machine.threads import use_allowed_cores
 from folovllm.model_loader import ModelLoader
+from folovllm.models.check import ModelCheck
 from folovllm.models.fusion import fuse
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.sampling.sampler import Sampler
@@ -80,7 +81,9 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
     attention, block_size = _choose_attention(config, model)
-    _speed_up_linears(model)
+    check = ModelCheck(model, block_size)
+    speed_up_linears(model, config.model_config.linear_backend)
+    check.run(attention)
     max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
     budget = batched_tokens(config, model.device.type, max_model_len)
     extra_eos = eos_token_ids(generation_config)
@@ -132,11 +135,13 @@ def _choose_attention(config: EngineConfig, model: PagedModel) -> tuple[Attentio
     return backend, needs.block_size or backend.block_size
 
 
-def _speed_up_linears(model: PagedModel) -> None:
-    linear = choose_linear(model.device, model.dtype)
+def speed_up_linears(model: PagedModel, asked: str | None) -> dict[str, int]:
+    """Give the linear layers to backends; return how many each computes, by its name."""
+    linears = LinearPacker(model.device, asked, model.weights_read)
     if model.device.type == "cpu":
-        fuse(model.model, linear.pack)
-    pack_linears(model.model, linear)
+        fuse(model.model, linears.merge)
+    linears.pack(model.model)
+    return linears.counts
 
 
 def eos_token_ids(generation_config: "GenerationConfig") -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from folovllm.linear.packing import parents
 from folovllm.machine.memory import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -22,43 +23,46 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _GROUPS_A_TIME = 16  # between which freed weights are given back
 
 
-Pack = Callable[[nn.Linear], nn.Module]
+Merge = Callable[[list[tuple[str, Any]]], nn.Module | None]
+"""Makes one layer of several, each behind its name in the model; None where none can."""
 
 
-def fuse(model: nn.Module, pack: Pack) -> None:
+def fuse(model: nn.Module, merge: Merge) -> None:
     """Apply the passes to a model, before its other linear layers are packed.
 
     Args:
         model: is changed in place.
-        pack: what becomes of a merged linear layer: a linear backend's.
+        merge: joins layers of one input: their linear backend's way.
     """
-    merged = merge_projections(model, pack)
+    merged = merge_projections(model, merge)
     norms = simplify_norms(model)
     logger.info("merged %d groups of projections, simplified %d norms", merged, norms)
 
 
-def merge_projections(model: nn.Module, pack: Pack) -> int:
-    """Compute projections of the same input as one; how many groups there were."""
+def merge_projections(model: nn.Module, merge: Merge) -> int:
+    """Compute projections of the same input as one; return how many groups there were."""
     count = 0
-    for module in list(model.modules()):
+    for prefix, module in parents(model):
         for names in SIBLINGS:
-            linears: list[Any] = [getattr(module, name, None) for name in names]
-            if _can_merge(linears):
-                merged = MergedProjections(linears, pack)
-                for index, name in enumerate(names):
-                    setattr(module, name, Projection(merged, index))
-                del linears
+            if _merge_group(prefix, module, names, merge):
                 count += 1
                 if count % _GROUPS_A_TIME == 0:
                     give_back_freed_memory()
     return count
 
 
-def _can_merge(linears: list[Any]) -> bool:
-    if any(type(linear) is not nn.Linear for linear in linears):
+def _merge_group(prefix: str, module: nn.Module, names: tuple[str, ...], merge: Merge) -> bool:
+    """Put the merged layer in the place of its parts, which are not kept."""
+    linears: list[tuple[str, Any]] = [
+        (f"{prefix}.{name}".lstrip("."), getattr(module, name, None)) for name in names
+    ]
+    layer = merge(linears)
+    if layer is None:
         return False
-    kinds = {(x.in_features, x.bias is None, x.weight.dtype, x.weight.device) for x in linears}
-    return len(kinds) == 1
+    merged = MergedProjections(layer, [linear.out_features for _, linear in linears])
+    for index, name in enumerate(names):
+        setattr(module, name, Projection(merged, index))
+    return True
 
 
 class MergedProjections(nn.Module):
@@ -68,18 +72,11 @@ class MergedProjections(nn.Module):
     take theirs from there if they are asked with the same tensor.
     """
 
-    def __init__(self, linears: list[nn.Linear], pack: Pack) -> None:
-        """Join the weights and pack them; those of `linears` are not kept."""
+    def __init__(self, linear: nn.Module, sizes: list[int]) -> None:
+        """Take the layer that computes all of them, and how many outputs each has."""
         super().__init__()
-        self.sizes = [linear.out_features for linear in linears]
-        with torch.device("meta"):  # no memory for weights that are replaced at once
-            joined = nn.Linear(linears[0].in_features, sum(self.sizes), bias=False)
-        weight = torch.cat([linear.weight.detach() for linear in linears])
-        joined.weight = nn.Parameter(weight, requires_grad=False)
-        if linears[0].bias is not None:
-            bias = torch.cat([linear.bias.detach() for linear in linears])
-            joined.bias = nn.Parameter(bias, requires_grad=False)
-        self.linear = pack(joined)
+        self.linear = linear
+        self.sizes = sizes
         self._rows: torch.Tensor | None = None
         self._parts: tuple[torch.Tensor, ...] = ()
 

@@ -64,6 +64,8 @@ DEFAULTS = {
         "max_model_len": None,
         "seed": 0,
         "attention_backend": None,
+        "linear_backend": None,
+        "quantization": None,
         "enforce_eager": False,
         "revision": None,
         "hf_token": None,

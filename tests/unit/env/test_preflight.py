@@ -7,7 +7,7 @@ import pytest
 from env import accelerators, preflight
 from env.preflight import Facts
 
-FLASH, FLASH_4 = accelerators.INSIDE
+(FLASH,) = accelerators.INSIDE
 GB = 10**9
 HOPPER = Facts(
     python="3.12.4",
@@ -28,10 +28,8 @@ HOPPER = Facts(
     ("wanted", "changes", "reason"),
     [
         (FLASH, {}, None),
-        (FLASH_4, {}, None),
         (FLASH, {"capability": (8, 0)}, None),
         (FLASH, {"capability": (7, 5)}, "needs Ampere or later (compute capability 8.0); this GPU"),
-        (FLASH_4, {"capability": (8, 9)}, "needs Hopper or later"),
         (FLASH, {"cuda": None}, "though there is a GPU (NVIDIA GPU at /dev/nvidia0): nox -s setup"),
         (FLASH, {"cuda": None, "gpu": None}, "there is no NVIDIA GPU here, and torch 2.13.0 is a"),
         (FLASH, {"capability": None}, "torch 2.13.0 sees no CUDA device (NVIDIA GPU at"),
@@ -79,12 +77,6 @@ def test_a_build_is_for_this_gpu_and_fits_into_memory(changes, jobs, architectur
     assert variables["MAX_JOBS"] == jobs
     assert variables["FLASH_ATTN_CUDA_ARCHS"] == architectures
     assert variables["FLASH_ATTENTION_FORCE_BUILD"] == "TRUE"
-
-
-def test_flash_attn_4_has_an_extra_for_cuda_13():
-    assert FLASH_4.required("13.0").startswith("flash-attn-4[cu13]==")
-    assert FLASH_4.required("12.8").startswith("flash-attn-4==")
-    assert FLASH.required("13.0") == FLASH.requirement
 
 
 def test_the_locks_apart_lock_what_is_asked_for(request):

@@ -40,10 +40,6 @@ def test_attention_that_is_right():
     assert "float16 within 0.00" in said
 
 
-def test_attention_that_gives_its_sums_too():
-    assert probes.flash(lambda *args, **kw: (played()(*args, **kw), None), "cpu")
-
-
 @pytest.mark.parametrize(
     "attend", [played("start"), played(noise=0.05), played(noise=float("nan"))]
 )

@@ -4,6 +4,7 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from folovllm.linear.packing import LinearPacker
 from folovllm.models.fusion import (
     MergedProjections,
     RmsNorm,
@@ -13,8 +14,8 @@ from folovllm.models.fusion import (
 )
 
 
-def keep(linear):
-    return linear
+def merge(linears):
+    return LinearPacker(torch.device("cpu"), "plain").merge(linears)
 
 
 class Attention(nn.Module):
@@ -39,7 +40,7 @@ def test_merged_projections_compute_the_same(bias):
     model = Attention(bias=bias)
     x = torch.randn(1, 5, 6)
     expected = model(x)
-    assert merge_projections(model, keep) == 1
+    assert merge_projections(model, merge) == 1
     torch.testing.assert_close(model(x), expected)
     assert sum(isinstance(module, nn.Linear) for module in model.modules()) == 1
 
@@ -47,7 +48,7 @@ def test_merged_projections_compute_the_same(bias):
 @torch.inference_mode()
 def test_each_input_is_computed_once(monkeypatch):
     model = Attention()
-    merge_projections(model, keep)
+    merge_projections(model, merge)
     calls = []
     merged = model.q_proj.merged
     merged.linear.register_forward_hook(lambda *_: calls.append(1))
@@ -63,7 +64,7 @@ def test_any_order_and_other_inputs_are_right():
     x, y = torch.randn(2, 6), torch.randn(2, 6)
     expected = {name: getattr(model, name)(x) for name in ("q_proj", "k_proj", "v_proj")}
     other = model.k_proj(y)
-    merge_projections(model, keep)
+    merge_projections(model, merge)
     for order in (("v_proj", "q_proj", "k_proj"), ("k_proj", "v_proj", "q_proj")):
         for name in order:
             torch.testing.assert_close(getattr(model, name)(x), expected[name])
@@ -76,7 +77,7 @@ def test_a_tensor_that_was_written_anew_is_computed_anew():
     model = Attention()
     x, y = torch.randn(2, 6), torch.randn(2, 6)
     expected = model(y)
-    merge_projections(model, keep)
+    merge_projections(model, merge)
     model.q_proj(x)
     x.copy_(y)
     torch.testing.assert_close(model(x), expected)
@@ -92,8 +93,16 @@ class Special(nn.Linear):
 )
 def test_what_does_not_fit_together_is_left_alone(model):
     before = list(model.modules())
-    assert merge_projections(model, keep) == 0
+    assert merge_projections(model, merge) == 0
     assert list(model.modules()) == before
+
+
+def test_layers_are_merged_by_their_names():
+    seen = []
+    model = nn.Sequential(Attention())
+    assert merge_projections(model, seen.append) == 0
+    names = [[name for name, _ in group] for group in seen]
+    assert ["0.q_proj", "0.k_proj", "0.v_proj"] in names
 
 
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, GemmaRMSNorm])
@@ -134,6 +143,6 @@ def test_other_norms_are_left_alone(norm):
 def test_fuse_applies_both(caplog):
     caplog.set_level("INFO", logger="folovllm")
     model = nn.Sequential(Attention(), LlamaRMSNorm(8))
-    fuse(model, keep)
+    fuse(model, merge)
     assert isinstance(model[0].q_proj.merged, MergedProjections)
     assert "merged 1 groups of projections, simplified 1 norms" in caplog.text

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from folovllm.attention.backend import AttentionOptions, LayerAttention, LayerSpec
 from folovllm.errors import ModelLoadError
@@ -60,12 +61,12 @@ def test_the_vocabulary_is_what_can_be_embedded():
 @pytest.mark.parametrize("selects", [True, False])
 def test_logits_of_some_rows(rows, selects):
     model = PagedModel(make())
-    assert model._selects_logits
+    assert model.selects_logits
     ids, positions = torch.tensor([3, 5, 7, 9, 11]), torch.arange(5)
-    model._selects_logits = False
+    model.selects_logits = False
     with torch.inference_mode():
         everything = model.forward(ids, positions, Recorder(), torch.arange(5))
-        model._selects_logits = selects
+        model.selects_logits = selects
         logits = model.forward(ids, positions, Recorder(), torch.tensor(rows))
     torch.testing.assert_close(logits, everything[rows])
 
@@ -82,15 +83,27 @@ def test_each_layer_says_how_it_attends():
     ]
 
 
-def test_the_scale_unless_the_model_gives_one():
-    module = torch.nn.Module()
-    module.layer_idx = 3
+class Layer(torch.nn.Module):
+    """What attends in a model."""
+
+    layer_idx = 3
+
+
+def call(module=None, mask=None, **arguments):
+    """Call our attention function as a model does; how it would attend."""
     recorder = Recorder()
     tensors = [torch.zeros(1, 2, 5, 16)] * 3
-    output, weights = paged_attention(module, *tensors, None, attention_step=recorder)
+    step = {"attention_step": recorder, **arguments}
+    output, weights = paged_attention(module or Layer(), *tensors, mask, **step)
     assert (output.shape, weights) == ((1, 5, 2, 16), None)
-    paged_attention(module, *tensors, None, attention_step=recorder, scaling=0.5, dropout=0.0)
-    assert [call[1].scale for call in recorder.calls] == [0.25, 0.5]
+    [(layer, options)] = recorder.calls
+    assert layer == 3
+    return options
+
+
+def test_the_scale_unless_the_model_gives_one():
+    assert call().scale == 0.25
+    assert call(scaling=0.5).scale == 0.5
 
 
 def test_a_recorder_stands_in_for_attention():
@@ -111,7 +124,7 @@ def refuse(model, message):
 def test_refuses_by_name():
     refuse(make("falcon"), r"FalconForCausalLM \(falcon\) .*code of its own")
     refuse(make("mamba"), r"MambaForCausalLM \(mamba\) .*state-space")
-    refuse(make("bert"), r"BertLMHeadModel \(bert\) .*attend to those after")
+    refuse(make("bert"), r"BertLMHeadModel \(bert\): BertSelfAttention .*attend to those after")
     refuse(make("lfm2", layer_types=["conv", "full_attention"]), r"its layers \[0\] keep a state")
 
 
@@ -129,7 +142,17 @@ def test_refuses_a_forward_that_drops_what_it_does_not_know(monkeypatch):
         return forward(*args, **options)
 
     monkeypatch.setattr(model.model, "forward", narrow)
-    refuse(model, r"llama.*'attention_step'.*does not hand keyword arguments on")
+    refuse(model, r"\(llama\): LlamaAttention .*does not hand keyword arguments on to it")
+
+
+def test_refuses_a_forward_without_keyword_arguments(monkeypatch):
+    model = make()
+
+    def narrow(input_ids, position_ids, use_cache):
+        raise AssertionError("not called")
+
+    monkeypatch.setattr(model, "forward", narrow)
+    refuse(model, r"llama.*does not hand keyword arguments on.*unexpected.*'attention_step'")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +193,160 @@ def test_which_layers_see_a_part_of_the_text(options, layers):
 
 
 def test_a_mask_of_the_models_own_is_refused():
-    x = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ModelLoadError, match=r"Linear cannot be served.* a mask of its own"):
-        paged_attention(torch.nn.Linear(1, 1), x, x, x, torch.ones(2, 2), attention_step=None)
+    with pytest.raises(ModelLoadError, match=r"Layer cannot be served.* a mask of its own"):
+        call(mask=torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"dropout": 0.0, "position_ids": torch.arange(5)[None], "use_cache": False},
+        {"is_causal": True, "output_attentions": False, "output_router_logits": False},
+        {"position_bias": None, "indices": None, "anything": None},
+    ],
+)
+def test_arguments_that_change_nothing(arguments):
+    assert call(**arguments) == AttentionOptions(0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"position_bias": torch.zeros(1)}, "it passes position_bias = a tensor, which"),
+        ({"alibi": 0.5}, "it passes alibi = 0.5, which FoloVLLM does not know"),
+        ({"dropout": 0.1}, "it passes dropout = 0.1, which"),
+        ({"output_attentions": True}, "it passes output_attentions = True"),
+        ({"is_causal": False}, "its tokens attend to those after them"),
+    ],
+)
+def test_arguments_that_are_refused(arguments, reason):
+    with pytest.raises(ModelLoadError, match=f"^Layer cannot be served: {reason}"):
+        call(**arguments)
+
+
+def test_a_layer_that_looks_ahead():
+    layer = Layer()
+    layer.is_causal = False
+    assert call(layer, is_causal=True)
+    with pytest.raises(ModelLoadError, match="its tokens attend to those after them"):
+        call(layer)
+
+
+def test_a_layer_without_a_number():
+    with pytest.raises(ModelLoadError, match="has no layer_idx"):
+        call(torch.nn.Module())
+
+
+def test_no_window_is_not_a_window_that_was_not_passed():
+    layer = Layer()
+    layer.sliding_window = 8
+    assert call(layer).window == 8
+    assert call(layer, sliding_window=None).window is None
+    assert call(layer, sliding_window=4).window == 4
+
+
+def test_a_full_layer_beside_windows():
+    kinds = ["full_attention", "sliding_attention"]
+    model = PagedModel(make("exaone4", sliding_window=6, layer_types=kinds))
+    assert [layer.options.window for layer in model.attention] == [None, 6]
+
+
+def test_refuses_an_unknown_argument_at_load(monkeypatch):
+    model = make()
+    forward = LlamaAttention.forward
+
+    def special(self, *args, **kwargs):
+        return forward(self, *args, **kwargs, slopes=torch.ones(4))
+
+    monkeypatch.setattr(LlamaAttention, "forward", special)
+    refuse(model, r"\(llama\): LlamaAttention .*it passes slopes = a tensor")
+
+
+def test_refuses_two_attentions_in_a_layer():
+    refuse(make("diffllama"), r"\(diffllama\): layer 0 .*attends twice in one forward")
+
+
+DBRX = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "n_heads": 4,
+    "n_layers": 2,
+    "max_seq_len": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+}
+
+
+@pytest.mark.parametrize("clip", [8, None])
+def test_what_transformers_cannot_run_itself(clip):
+    config = AutoConfig.for_model(
+        "dbrx", **DBRX, attn_config={"kv_n_heads": 2, "clip_qkv": clip, "rope_theta": 1e4}
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    if clip:
+        assert PagedModel(model).layers == [LayerSpec(2, 4, 4)] * 2
+    else:
+        refuse(model, r"\(dbrx\) cannot be run by transformers itself: .*modeling_dbrx.py, line")
+
+
+def test_a_forward_that_needs_a_mask(monkeypatch):
+    model = make()
+    forward = LlamaAttention.forward
+
+    def special(self, *args, attention_mask, **kwargs):
+        attention_mask[:, 0]
+        return forward(self, *args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "forward", special)
+    monkeypatch.setattr(model.config, "_attn_implementation", "eager")
+    refuse(
+        model, r"works with .* and fails with FoloVLLM's.*'NoneType' object is not subscriptable"
+    )
+
+
+def test_a_hybrid_with_attention_alone():
+    options = {"num_local_experts": 4, "mamba_n_heads": 4, "mamba_d_head": 8}
+    kinds = ["full_attention"] * 2
+    model = make("granitemoehybrid", **options, layer_types=kinds)
+    assert PagedModel(model).layers == [LayerSpec(2, 4, 4)] * 2
+    kinds = ["linear_attention", "full_attention"]
+    refuse(make("granitemoehybrid", **options, layer_types=kinds), "keep a state")
+
+
+def test_only_what_generates_text_is_looked_at():
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    text = {**SMALL, "head_dim": 8}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    config.image_token_id = 39
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert PagedModel(model).layers == [LayerSpec(2, 8, 8)] * 2
+
+
+def test_refuses_sparse_attention():
+    options = {
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 4,
+        "n_routed_experts": 8,
+        "num_key_value_heads": 4,
+    }
+    for family in ("deepseek_v32", "glm_moe_dsa"):
+        refuse(make(family, **options), rf"\({family}\) .*those that an indexer picks")
+
+
+def test_gates_that_read_a_weight_are_found():
+    model = make("hunyuan_v1_moe", head_dim=8, num_experts=4, moe_topk=2)
+    paged = PagedModel(model)
+    gates = {layer.mlp.gate.wg for layer in model.model.layers}
+    assert paged.weights_read == gates
+    assert all(type(gate) is torch.nn.Linear for gate in gates)
+    assert PagedModel(make()).weights_read == set()
