@@ -213,9 +213,9 @@ class Checkout:
     def __init__(self, root, wheels):
         self.root = root
         self.wheels, self.lines = wheels
-        (root / "src" / "folovllm" / "utils").mkdir(parents=True)
+        (root / "src" / "folovllm" / "machine").mkdir(parents=True)
         (root / "src" / "folovllm" / "__init__.py").touch()
-        (root / "src" / "folovllm" / "utils" / "memory.py").write_text(MEMORY)
+        (root / "src" / "folovllm" / "machine" / "memory.py").write_text(MEMORY)
         (root / "pyproject.toml").write_text(PYPROJECT)
         (root / "backend.py").write_text(textwrap.dedent(BACKEND))
         (root / "env").mkdir()
