@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 LOCK = ROOT / LOCK_NAME
 
+# A process a core, which gets one file after the other; `-n 0` behind `--` is none.
+PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+
 nox.needs_version = ">=2025.2.9"
 
 
@@ -103,8 +106,8 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the test suite [-- pytest's arguments]."""
-    _run(session, "python", "-m", "pytest", *session.posargs)
+    """Run the test suite, in several processes [-- pytest's arguments]."""
+    _run(session, "python", *PYTEST, *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -139,7 +142,7 @@ def minimums(session: nox.Session) -> None:
         resolve = locking.minimums_command(until, base.version, oldest)
         session.run(*resolve, env=locking.index_variables())
         python = minimum.build(ROOT, oldest, base.executable)
-    session.run(str(python), "-m", "pytest", *session.posargs, external=True)
+    session.run(str(python), *PYTEST, *session.posargs, external=True)
 
 
 def _run(session: nox.Session, tool: str, *arguments: str, silent: bool = False) -> None:
