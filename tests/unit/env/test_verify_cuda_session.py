@@ -1,12 +1,9 @@
 """`nox -s verify_cuda` ends as `folovllm verify-cuda` does, where nox knows 0 and 1 alone."""
 
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
