@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 LOCK = ROOT / LOCK_NAME
 
+# A process a core, which gets one file after the other; `-n 0` behind `--` is none.
+PYTEST = ("-m", "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+# Containers set it, and each of the tests' hundred processes would compile what it imports.
+COMPILED_ONCE = {"PYTHONDONTWRITEBYTECODE": ""}
+
 nox.needs_version = ">=2025.2.9"
 
 
@@ -103,8 +108,8 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the test suite [-- pytest's arguments]."""
-    _run(session, "python", "-m", "pytest", *session.posargs)
+    """Run the test suite, in several processes [-- pytest's arguments]."""
+    _run(session, "python", *PYTEST, *session.posargs, env=COMPILED_ONCE)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -139,16 +144,22 @@ def minimums(session: nox.Session) -> None:
         resolve = locking.minimums_command(until, base.version, oldest)
         session.run(*resolve, env=locking.index_variables())
         python = minimum.build(ROOT, oldest, base.executable)
-    session.run(str(python), "-m", "pytest", *session.posargs, external=True)
+    session.run(str(python), *PYTEST, *session.posargs, external=True, env=COMPILED_ONCE)
 
 
-def _run(session: nox.Session, tool: str, *arguments: str, silent: bool = False) -> None:
+def _run(
+    session: nox.Session,
+    tool: str,
+    *arguments: str,
+    silent: bool = False,
+    env: dict[str, str] | None = None,
+) -> None:
     """Run a tool of `.venv`, which is set up first; silent unless it fails where asked for."""
     with _explained(session):
         environment.run(ROOT)
     command = str(ROOT / ".venv" / "bin" / tool)
     # On Ctrl-C there are results to be written.
-    session.run(command, *arguments, external=True, interrupt_timeout=30, silent=silent)
+    session.run(command, *arguments, env=env, external=True, interrupt_timeout=30, silent=silent)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ _MODULE_OF = {
     "EngineConfig": "config",
     "ModelConfig": "config",
     "SchedulerConfig": "config",
-    "ensure_demo_model": "demo_model",
+    "ensure_demo_model": "loading.default_model",
     "LLMEngine": "engine.llm_engine",
     "ConfigError": "errors",
     "EngineDeadError": "errors",

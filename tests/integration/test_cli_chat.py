@@ -190,6 +190,7 @@ def terminal(chat_model):
     made.process.kill()
 
 
+@pytest.mark.alone  # see `Terminal.send`: it waits for a time to pass
 def test_a_conversation_in_a_terminal(terminal, chat_model):
     first, second = answers(chat_model, ["the cat", "a mat"])
     banner = terminal.expect("> ")
@@ -213,6 +214,7 @@ def test_a_conversation_in_a_terminal(terminal, chat_model):
     assert terminal.end() == 0
 
 
+@pytest.mark.alone  # see `Terminal.send`: it waits for a time to pass
 def test_ctrl_c_stops_the_answer_and_then_the_program(save_tiny, chat_model):
     """An answer of 100,000 tokens: nobody waits for its end."""
     folder = save_tiny(

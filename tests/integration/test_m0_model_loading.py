@@ -391,7 +391,7 @@ class TestRefused:
         assert_same_model(model, expected)
 
     def test_too_little_memory(self, save_tiny, monkeypatch):
-        monkeypatch.setattr("folovllm.model_loader.available_memory", lambda: 1000)
+        monkeypatch.setattr("folovllm.loading.loader.available_memory", lambda: 1000)
         self.refuse(save_tiny(), "not enough memory", "GiB", "float32")
 
     def test_a_bad_device(self, save_tiny):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from folovllm.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:
+    from codecs import IncrementalDecoder
     from collections.abc import Sequence
 
     from folovllm.sampling_params import SamplingParams
@@ -27,6 +28,15 @@ _MAX_WINDOW = 32
 _MIN_WINDOW = 4  # as many tokens as a character has bytes, at most
 
 _Utf8Decoder = getincrementaldecoder("utf-8")
+
+
+def _decode_byte(decoder: "IncrementalDecoder", byte: bytes) -> str:
+    text = decoder.decode(byte)
+    kept = decoder.getstate()[0]
+    # Python keeps half of a surrogate for `surrogatepass`, though it becomes no character.
+    if kept[:1] == b"\xed" and kept[1:] >= b"\xa0":
+        text += decoder.decode(b"", final=True)
+    return text
 
 
 class TokenStream:
@@ -67,7 +77,7 @@ class TokenStream:
             if byte is not None:
                 head = self._held
                 self._begin(token_id)
-                return head + self._bytes.decode(byte)
+                return head + _decode_byte(self._bytes, byte)
             if self._bytes.getstate()[0]:
                 head = self._bytes.decode(b"", final=True)
         if not self._spaces:

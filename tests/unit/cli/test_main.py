@@ -403,8 +403,13 @@ import signal, sys
 import folovllm.cli.main as cli
 # Whoever runs these tests in the background of a shell has the signal ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.stderr.write("started\\n")
-sys.stderr.flush()
+
+def started(argv, inner=cli._main):
+    sys.stderr.write("started\\n")
+    sys.stderr.flush()
+    return inner(argv)
+
+cli._main = started
 sys.exit(cli.main())
 """
 

@@ -213,9 +213,9 @@ class Checkout:
     def __init__(self, root, wheels):
         self.root = root
         self.wheels, self.lines = wheels
-        (root / "src" / "folovllm" / "utils").mkdir(parents=True)
+        (root / "src" / "folovllm" / "machine").mkdir(parents=True)
         (root / "src" / "folovllm" / "__init__.py").touch()
-        (root / "src" / "folovllm" / "utils" / "memory.py").write_text(MEMORY)
+        (root / "src" / "folovllm" / "machine" / "memory.py").write_text(MEMORY)
         (root / "pyproject.toml").write_text(PYPROJECT)
         (root / "backend.py").write_text(textwrap.dedent(BACKEND))
         (root / "env").mkdir()
@@ -240,6 +240,8 @@ class Checkout:
             "PIP_NO_INDEX": "1",
             "PIP_FIND_LINKS": str(self.wheels),
             "SLOW_STARTED": str(self.slow_started),
+            # All environments have one pip, which is compiled once: half of the time.
+            "VIRTUALENV_SYMLINK_APP_DATA": "1",
         }
         return subprocess.Popen(
             [sys.executable, "-c", SET_UP, str(REPOSITORY), *arguments],

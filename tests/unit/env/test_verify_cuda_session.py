@@ -1,29 +1,18 @@
 """`nox -s verify_cuda` ends as `folovllm verify-cuda` does, where nox knows 0 and 1 alone."""
 
-import importlib.util
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    """The noxfile, whose sessions can be registered once."""
-    pytest.importorskip("nox")
-    spec = importlib.util.spec_from_file_location("the_noxfile", ROOT / "noxfile.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def noxfile(loaded, monkeypatch):
-    monkeypatch.setattr(loaded.environment, "run", lambda *arguments: None)
-    return loaded
+def noxfile(monkeypatch):
+    pytest.importorskip("nox")
+    import noxfile
+
+    monkeypatch.setattr(noxfile.environment, "run", lambda *arguments: None)
+    return noxfile
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
