@@ -34,7 +34,7 @@ from folovllm.bench.workloads import (
     uniform,
 )
 from folovllm.config.bench import Range
-from folovllm.diagnostics.limits import Limits, measure_limits
+from folovllm.diagnostics.limits import DeviceLimits, measure_limits
 
 TEMPERATURE = 0.6
 
@@ -123,7 +123,7 @@ class Result:
 class Measured:
     """What was measured: `results` by way."""
 
-    limits: Limits
+    limits: DeviceLimits
     results: dict[str, Result] = field(default_factory=dict)
 
 
@@ -154,7 +154,7 @@ def write_model(case: Case, folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="word").save_pretrained(folder)
 
 
-def measure(case: Case, say: Callable[[str], None], limits: Limits | None = None) -> Measured:
+def measure(case: Case, say: Callable[[str], None], limits: DeviceLimits | None = None) -> Measured:
     """Measure all ways in turn, each on a device that is free of the others.
 
     A way that fails is reported as that: the others' figures are worth having.
@@ -176,10 +176,10 @@ def measure(case: Case, say: Callable[[str], None], limits: Limits | None = None
     return measured
 
 
-def ours(eager: bool) -> Callable[[Case, str, Limits, Result], None]:
+def ours(eager: bool) -> Callable[[Case, str, DeviceLimits, Result], None]:
     """Our engine, with captured graphs or without."""
 
-    def run(case: Case, folder: str, limits: Limits, result: Result) -> None:
+    def run(case: Case, folder: str, limits: DeviceLimits, result: Result) -> None:
         llm = LLM(
             folder,
             device=case.device,
@@ -189,9 +189,9 @@ def ours(eager: bool) -> Callable[[Case, str, Limits, Result], None]:
             enforce_eager=eager,
             **case.options,
         )
-        runner = llm.llm_engine.runner
+        runner = llm.llm_engine.executor.runner
         graphs = "captured graphs" if runner.graphs is not None else "no graphs"
-        result.note = f"{runner.backend.name} attention, {graphs}"
+        result.note = f"{llm.llm_engine.setup.attention_backend} attention, {graphs}"
 
         def generate(workload: Workload) -> int:
             params = [
@@ -208,7 +208,7 @@ def ours(eager: bool) -> Callable[[Case, str, Limits, Result], None]:
     return run
 
 
-def generate_batch(case: Case, folder: str, limits: Limits, result: Result) -> None:  # noqa: ARG001
+def generate_batch(case: Case, folder: str, limits: DeviceLimits, result: Result) -> None:  # noqa: ARG001
     """Transformers' continuous batching."""
     model, result.note = _load_theirs(case, folder), "continuous batching"
     options = GenerationConfig(
@@ -221,7 +221,7 @@ def generate_batch(case: Case, folder: str, limits: Limits, result: Result) -> N
         model.destroy_cached_continuous_batching_manager()
 
 
-def generate(case: Case, folder: str, limits: Limits, result: Result) -> None:  # noqa: ARG001
+def generate(case: Case, folder: str, limits: DeviceLimits, result: Result) -> None:  # noqa: ARG001
     """Transformers' `generate`, padded on the left, all until the longest output is done."""
     model = _load_theirs(case, folder)
     result.note = f"{model.config._attn_implementation}, the first {case.generate_requests}"
@@ -249,7 +249,7 @@ def generate(case: Case, folder: str, limits: Limits, result: Result) -> None:  
     _measure_both(case, result, run)
 
 
-WAYS: dict[str, Callable[[Case, str, Limits, Result], None]] = {
+WAYS: dict[str, Callable[[Case, str, DeviceLimits, Result], None]] = {
     "folovllm": ours(eager=False),
     "folovllm eager": ours(eager=True),
     "transformers generate_batch": generate_batch,

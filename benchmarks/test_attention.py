@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -20,13 +21,13 @@ from folovllm.attention.backend import (
     AttentionBackend,
     AttentionNeeds,
     AttentionOptions,
-    BatchLayout,
     LayerAttention,
     LayerCache,
     LayerSpec,
 )
+from folovllm.attention.batch import lay_out
 from folovllm.attention.choice import BACKENDS
-from folovllm.diagnostics.limits import Limits, measure_limits
+from folovllm.diagnostics.limits import DeviceLimits, measure_limits
 
 HEADS, KV_HEADS, SIZE = 16, 8, 128
 OPTIONS = AttentionOptions(SIZE**-0.5)
@@ -55,7 +56,7 @@ CASES = CUDA_CASES if DEVICE.type == "cuda" else CPU_CASES
 
 
 @pytest.fixture(scope="module")
-def limits() -> Limits:
+def limits() -> DeviceLimits:
     """What the device can do at most."""
     return measure_limits(DEVICE, DTYPE)
 
@@ -68,7 +69,7 @@ def test_attention(
     benchmark: BenchmarkFixture,
     rounds: int,
     summary: list[str],
-    limits: Limits,
+    limits: DeviceLimits,
     backend: AttentionBackend,
     case: str,
 ) -> None:
@@ -90,12 +91,10 @@ def _measure(
     """Seconds of one call, of each round."""
     size = backend.block_size
     width = -(-(context + new) // size)
-    tables = torch.randperm(seqs * width).add(1).view(seqs, width)
-    places = torch.arange(context, context + new)
-    slots = (tables[:, places // size] * size + places % size).flatten().to(DEVICE)
-    lengths = [context + new] * seqs
-    layout = BatchLayout([new] * seqs, lengths, tables.tolist(), slots, size)
-    metadata = backend.build(layout)
+    tables = torch.randperm(seqs * width).add(1).view(seqs, width).int().numpy()
+    token_ids = np.zeros(seqs * new, np.int64)
+    contexts, counts = (np.full(seqs, number) for number in (context, new))
+    metadata = backend.build(lay_out(token_ids, contexts, counts, tables, size), DEVICE)
     pages = (seqs * width + 1, size, KV_HEADS, SIZE)
     cache = LayerCache(*(torch.randn(pages, device=DEVICE, dtype=DTYPE) for _ in range(2)))
     tokens = torch.randn(seqs * new, HEADS + 2 * KV_HEADS, SIZE, device=DEVICE, dtype=DTYPE)
@@ -133,7 +132,7 @@ def _device_seconds(run: Callable[[], object]) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def _limit(limits: Limits, seqs: int, context: int, new: int) -> float:
+def _limit(limits: DeviceLimits, seqs: int, context: int, new: int) -> float:
     """The shortest time that the device could take, in seconds."""
     length = context + new
     read = seqs * length * 2 * KV_HEADS * SIZE * DTYPE.itemsize

@@ -64,7 +64,7 @@ def test_a_step_without_the_model(benchmark: BenchmarkFixture, tiny_model: Path,
         prompt = [2 + (i + j) % 250 for j in range(PROMPT_LEN)]
         engine.add_request(str(i), prompt, PARAMS[kind])
     logits = torch.randn(NUM_SEQS, 256)
-    engine.runner.model.forward = lambda *_: logits[: len(_[3])]  # type: ignore[method-assign]
+    engine.executor.runner.model.forward = lambda *_: logits[: len(_[3])]  # type: ignore[method-assign]
     while engine.scheduler.num_running < NUM_SEQS:
         engine.step()
     engine.step()

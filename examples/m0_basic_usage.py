@@ -50,7 +50,8 @@ def main() -> None:
     print(f"{llm.num_parameters():,} parameters in {llm.dtype} on {llm.device}, ", end="")
     print(f"up to {config.model_config.max_model_len} tokens")
 
-    # 4. A request and its sequence: what an engine schedules.
+    # 4. A request and its sequence: what an engine schedules. The sequence's status is written;
+    #    the request's follows from it.
     prompt = as_prompt(tokenizer, QUESTION)
     request = Request(generate_request_id(), QUESTION, prompt, params)
     (sequence,) = request.get_seqs()
@@ -67,7 +68,7 @@ def main() -> None:
     )
     answer = tokenizer.decode(sequence.data.output_token_ids, skip_special_tokens=True)
     print(f"> {QUESTION}\n{answer.strip()}")
-    print(f"{sequence.get_output_len()} tokens generated, {sequence.status.value}")
+    print(f"{sequence.get_output_len()} tokens generated, {request.status.value}")
 
 
 def as_prompt(tokenizer, question: str) -> list[int]:

@@ -65,21 +65,20 @@ def converse(llm: LLM) -> None:
 
 
 def step_by_hand(llm: LLM) -> None:
-    """What `LLMEngine.step` does, without its locks and its care for failures."""
+    """What `LLMEngine.step` does, without its mailbox, text, and care for failures."""
     print("4. The loop by hand")
     engine = llm.llm_engine
-    tokenizer, scheduler, runner = engine.tokenizer, engine.scheduler, engine.runner
+    tokenizer, scheduler, executor = engine.tokenizer, engine.scheduler, engine.executor
     ids = tokenizer("The capital of France is")["input_ids"]
     request = Request("by-hand", None, ids, SamplingParams(temperature=0, max_tokens=4))
     scheduler.add_request(request)
     while scheduler.has_unfinished_requests():
-        plan = scheduler.schedule()  # who runs, and how many tokens of each
-        result = runner.execute(plan)  # one flat batch, the model, the sampler
-        scheduler.update(plan, result.token_ids)  # append the tokens; is anybody done?
-        [entry] = plan.scheduled
-        print(f"   computed {entry.num_tokens} from position {entry.start}, ", end="")
-        print(f"got {tokenizer.decode(result.token_ids)!r}")
-    runner.forget(request.request_id)  # the sampler's state of it
+        plan = scheduler.schedule()  # who runs, and which tokens of each
+        result = executor.execute(plan)  # one flat batch, the model, the sampler
+        scheduler.update(plan, result)  # append the tokens; is anybody done?
+        [entry], [token_ids] = plan.scheduled, result.token_ids
+        print(f"   computed {len(entry.token_ids)} from position {entry.start}, ", end="")
+        print(f"got {tokenizer.decode(token_ids)!r}")
 
 
 if __name__ == "__main__":

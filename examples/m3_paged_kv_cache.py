@@ -4,7 +4,7 @@ python examples/m3_paged_kv_cache.py
 """
 
 from folovllm import EngineConfig, LLMEngine, ModelConfig, SamplingParams, ensure_demo_model
-from folovllm.core.plan import SchedulerOutput
+from folovllm.core.plan import StepPlan, StepResult
 
 BLOCK_SIZE = 4
 """Small, so that a block is full soon; the default is 16."""
@@ -22,8 +22,8 @@ def main() -> None:
         enable_prefix_caching=False,  # its turn comes in m6
     )
     engine = LLMEngine(config)
-    print_each_plan(engine)
     show_size(engine)
+    engine.executor = Observer(engine)
 
     print("\n1. One sequence: a block more whenever the last one is full")
     run(engine, one=("The capital of France is", SamplingParams(temperature=0, max_tokens=8)))
@@ -44,7 +44,7 @@ def main() -> None:
 
 def show_size(engine: LLMEngine) -> None:
     """What a token and a block take, by the tensors themselves."""
-    layers = engine.runner.cache.layers
+    layers = engine.executor.runner.cache.layers
     a_block = sum(pages[0].nbytes for layer in layers for pages in layer)
     blocks, size, heads, width = layers[0].keys.shape
     print(f"{len(layers)} layers, each with keys and values of {blocks} blocks x {size} tokens x ")
@@ -52,27 +52,39 @@ def show_size(engine: LLMEngine) -> None:
     print(f"{a_block:,} a block. Block 0 is never handed out.")
 
 
-def print_each_plan(engine: LLMEngine) -> None:
-    """Show what a plan changes in the block tables, which are set when it is made."""
-    schedule = engine.scheduler.schedule
-    shown: dict[str, list[int]] = {}
+class Observer:
+    """An executor that shows what a plan changes in the block tables, and hands it on.
 
-    def showing() -> SchedulerOutput:
-        preemptions = engine.scheduler.num_preemptions
-        plan = schedule()
-        if engine.scheduler.num_preemptions > preemptions:
+    A plan has only what is new of a table, so a worker keeps the tables; and so does this.
+    """
+
+    def __init__(self, engine: LLMEngine) -> None:
+        """Stand before the engine's executor."""
+        self.executor = engine.executor
+        self.engine = engine
+        self.tables: dict[str, list[int]] = {}
+        self.num_preemptions = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Show the plan, then let it be executed."""
+        if self.engine.scheduler.num_preemptions > self.num_preemptions:
+            self.num_preemptions = self.engine.scheduler.num_preemptions
             print("   no block is free: one has to give way")
         for source, target in plan.copies:
             print(f"   copy block {source} to {target}")
+        for seq_id in plan.finished:
+            self.tables.pop(seq_id, None)
         for entry in plan.scheduled:
-            seq, end = entry.seq, entry.start + entry.num_tokens
-            if entry.num_tokens > 1 or seq.block_ids != shown.get(seq.seq_id):
-                shown[seq.seq_id] = seq.block_ids.copy()
-                print(f"   {seq.seq_id:7}{entry.num_tokens:3} computed, {end:2} in all, ", end="")
-                print(f"{engine.cache_manager.usage:4.0%} used: blocks {seq.block_ids}")
-        return plan
-
-    engine.scheduler.schedule = showing
+            table = self.tables.setdefault(entry.seq_id, [])
+            table[entry.first_block :] = entry.block_ids
+            count = len(entry.token_ids)
+            if entry.block_ids or count > 1:
+                print(
+                    f"   {entry.seq_id:7}{count:3} computed, {entry.start + count:2} in all, ",
+                    end="",
+                )
+                print(f"{self.engine.cache_manager.usage:4.0%} used: blocks {table}")
+        return self.executor.execute(plan)
 
 
 def run(engine: LLMEngine, **requests: tuple[str, SamplingParams]) -> None:

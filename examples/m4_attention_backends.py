@@ -17,19 +17,20 @@ def main() -> None:
     named = "model" in ModelConfig.find_in_environment()
     model = None if named else str(ensure_demo_model())
     llm = LLM(model)
-    runner = llm.llm_engine.runner
-    on_cuda = runner.model.device.type == "cuda"
-    dtype = str(runner.model.dtype).removeprefix("torch.")
-    print(f"On {runner.model.device} in {dtype}, the choice is: {runner.backend.name}")
+    setup = llm.llm_engine.setup
+    on_cuda = setup.device.type == "cuda"
+    dtype = str(setup.dtype).removeprefix("torch.")
+    print(f"On {setup.device} in {dtype}, the choice is: {setup.attention_backend}, since ", end="")
+    print(setup.reasons["attention_backend"])
     serving = [name for name, why in ask_all(llm).items() if why is None]
-    del llm, runner  # the cache has most of the memory
+    del llm  # the cache has most of the memory
 
     print("\nThe same prompts, greedily:")
     texts = []
     for name in serving:
         for eager in (False, True) if on_cuda else (True,):
             llm = LLM(model, attention_backend=name, enforce_eager=eager)
-            graphs = "captured graphs" if llm.llm_engine.runner.graphs else "step by step"
+            graphs = "captured graphs" if llm.llm_engine.executor.runner.graphs else "step by step"
             texts.append(generate(llm, f"{name}, {graphs}"))
             del llm
     alike = all(text == texts[0] for text in texts)
@@ -40,8 +41,8 @@ def main() -> None:
 
 def ask_all(llm: LLM) -> dict[str, str | None]:
     """Why each backend cannot serve this model on this device; None where it can."""
-    model = llm.llm_engine.runner.model
-    needs = AttentionNeeds(model.device, model.dtype, tuple(model.attention), block_size=None)
+    setup, model = llm.llm_engine.setup, llm.llm_engine.executor.runner.model
+    needs = AttentionNeeds(setup.device, setup.dtype, tuple(model.attention), block_size=None)
     answers = {backend.name: backend.refusal(needs) for backend in BACKENDS}
     for name, why in answers.items():
         print(f"   {name:7} {why or 'can serve'}")

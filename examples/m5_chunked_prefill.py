@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from folovllm import EngineConfig, LLMEngine, ModelConfig, SamplingParams, ensure_demo_model
-from folovllm.core.plan import SchedulerOutput
+from folovllm.core.plan import StepPlan, StepResult
+from folovllm.executor.protocol import Executor
 
 READERS = ["The capital of France is", "One, two, three, four,"]
 LONG = "Report: nothing happened today, as on any other day. " * 40 + "The capital of France is"
@@ -57,38 +58,51 @@ def serve(**options: object) -> Result:
     return run(engine, show)
 
 
-def run(engine: LLMEngine, report: Callable[[SchedulerOutput, float], None]) -> Result:
+class Recorder:
+    """An executor that keeps the plans, and lets another one execute them."""
+
+    def __init__(self, executor: Executor) -> None:
+        """Stand before an executor."""
+        self.executor = executor
+        self.plans: list[StepPlan] = []
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Keep the plan, and hand it on."""
+        self.plans.append(plan)
+        return self.executor.execute(plan)
+
+
+def run(engine: LLMEngine, report: Callable[[StepPlan, float], None]) -> Result:
     """Let two requests decode for four steps, add the long one, and run to the end."""
     for place, prompt in enumerate(READERS):
         params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
         engine.add_request(f"reader {place}", prompt, params)
-    schedule = engine.scheduler.schedule
-    plans = []
-    engine.scheduler.schedule = lambda: plans.append(schedule()) or plans[-1]
-    result = Result()
+    executor = engine.executor
+    engine.executor = recorder = Recorder(executor)
+    result, plans = Result(), recorder.plans
     while engine.has_unfinished_requests():
         if len(plans) == 4:
             engine.add_request("long", LONG, SamplingParams(temperature=0, max_tokens=4))
         start = time.perf_counter()
         outputs = engine.step()
         seconds = time.perf_counter() - start
-        if any(entry.seq.request_id.startswith("reader") for entry in plans[-1].scheduled):
+        if any(entry.seq_id.startswith("reader") for entry in plans[-1].scheduled):
             result.waits.append(seconds)
         report(plans[-1], seconds)
         for output in (output for output in outputs if output.finished):
             result.texts[output.request_id] = output.outputs[0].text
             if output.request_id == "long":
                 result.first_token = output.metrics.time_to_first_token
-    engine.scheduler.schedule = schedule
+    engine.executor = executor
     return result
 
 
-def show(plan: SchedulerOutput, seconds: float) -> None:
+def show(plan: StepPlan, seconds: float) -> None:
     """A line for each step with a part of a prompt in it."""
-    prompts = [entry for entry in plan.scheduled if entry.start < entry.seq.get_prompt_len()]
+    prompts = [entry for entry in plan.scheduled if len(entry.token_ids) > 1]
     if prompts:
         parts = [
-            f"{entry.seq.request_id}: {entry.start} to {entry.start + entry.num_tokens - 1}"
+            f"{entry.seq_id}: {entry.start} to {entry.start + len(entry.token_ids) - 1}"
             for entry in prompts
         ]
         decoding = len(plan.scheduled) - len(prompts)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
         ModelConfig as ModelConfig,
         SchedulerConfig as SchedulerConfig,
     )
+    from folovllm.engine.async_llm import (
+        AsyncLLM as AsyncLLM,
+    )
     from folovllm.engine.llm_engine import (
         LLMEngine as LLMEngine,
     )
@@ -71,6 +74,7 @@ _MODULE_OF = {
     "ModelConfig": "config",
     "SchedulerConfig": "config",
     "ensure_demo_model": "loading.default_model",
+    "AsyncLLM": "engine.async_llm",
     "LLMEngine": "engine.llm_engine",
     "ConfigError": "errors",
     "EngineDeadError": "errors",

@@ -1,8 +1,9 @@
 """`LLM`: the offline front door, with the interface of vLLM's."""
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -42,7 +43,7 @@ _OTHER_NAMES = {"scheduling_policy": "policy"}
 
 
 class LLM:
-    """Generates text for many prompts at once; for one thread, where `LLMEngine` is for several.
+    """Generates text for many prompts at once; several threads may use it at the same time.
 
     Args:
         model: hub id, local folder or `.gguf` file; None takes `FOLOVLLM_MODEL`.
@@ -86,9 +87,7 @@ class LLM:
 
     def _start(self, config: EngineConfig, device: "str | torch.device | None") -> None:
         self.llm_engine = LLMEngine(config, device)
-        self._num_requests = 0
-        # Where outputs go, by the request: the iterators that wait for them.
-        self._inboxes: dict[str, deque[RequestOutput]] = {}
+        self._request_numbers = itertools.count(1)
 
     def generate(
         self,
@@ -155,15 +154,19 @@ class LLM:
         self,
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> Iterator[RequestOutput]:
+        *,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> Generator[RequestOutput, None, None]:
         """Complete prompts and hand out what is new as it comes.
 
         It begins when the first output is asked for; closing the iterator ends what is not
-        finished. Other calls may be made meanwhile.
+        finished. Other calls may be made meanwhile, from other threads as well.
 
         Args:
             prompts: as for `generate`; or what `preprocess_chat` returns.
             sampling_params: as for `generate`.
+            is_stopped: asked before every step, also while a long prompt is computed; once it
+                says so, the iterator ends.
 
         Yields:
             Outputs with the text and the tokens since the last one of the same `request_id`;
@@ -173,7 +176,8 @@ class LLM:
             ValueError: as `generate`.
         """
         tokenized = self._tokenize(prompts)
-        yield from self._run(tokenized, sampling_params, RequestOutputKind.DELTA)
+        kind = RequestOutputKind.DELTA
+        yield from self._run(tokenized, sampling_params, kind, is_stopped=is_stopped)
 
     def preprocess_chat(
         self,
@@ -247,37 +251,35 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
         kind: RequestOutputKind,
         priority: Sequence[int] | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[RequestOutput]:
         """Queue all prompts, or none if one cannot be served, and step until all are finished.
 
-        Several of these may go on at once, each stepping for all: what comes out for another is
-        kept for it. However this one ends, nothing of it is left in the engine.
+        Several of these may go on at once, each stepping for all. However this one ends, nothing
+        of it is left in the engine.
         """
         engine = self.llm_engine
-        inbox: deque[RequestOutput] = deque()
+        inbox: deque[RequestOutput | None] = deque()
         ids: list[str] = []
         try:
             for place, (prompt, own, rank) in enumerate(self._pair(prompts, params, priority)):
-                self._num_requests += 1
-                ids.append(f"{place}-{self._num_requests}")
-                self._inboxes[ids[-1]] = inbox
+                ids.append(f"{place}-{next(self._request_numbers)}")
                 with _naming(f"prompts[{place}]" if len(prompts) > 1 else ""):
                     check_type("sampling_params", own, SamplingParams, "a SamplingParams")
                     own = replace(own, output_kind=kind)  # noqa: PLW2901 - the caller's is shared
-                    engine.add_request(ids[-1], prompt, own, priority=rank)
+                    engine.add_request(ids[-1], prompt, own, priority=rank, deliver=inbox.append)
             num_left = len(ids)
-            while num_left and (inbox or engine.has_unfinished_requests()):
-                if inbox:
+            while num_left:
+                engine.step_until(lambda: inbox or is_stopped())
+                if not inbox:  # stopped
+                    break
+                while inbox:
                     output = inbox.popleft()
-                    num_left -= output.finished
-                    yield output
-                else:
-                    self._step()
+                    num_left -= output is None or output.finished
+                    if output is not None:
+                        yield output
         finally:
-            left = [request_id for request_id in ids if request_id in self._inboxes]
-            engine.abort_request(left)
-            for request_id in left:
-                del self._inboxes[request_id]
+            engine.abort_request(ids)
 
     def _pair(
         self,
@@ -294,14 +296,6 @@ class LLM:
             if count != len(prompts):
                 raise ValueError(f"{name}: got {count} for {len(prompts)} prompts")
         return zip(prompts, each, ranks, strict=True)
-
-    def _step(self) -> None:
-        for output in self.llm_engine.step():
-            inbox = self._inboxes.get(output.request_id)
-            if inbox is not None:
-                inbox.append(output)
-                if output.finished:
-                    del self._inboxes[output.request_id]
 
 
 @contextmanager

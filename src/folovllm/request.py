@@ -4,16 +4,21 @@ Three levels. A `Request` is what the user asked: a prompt and how to sample. It
 `Sequence` for each candidate output, the unit that is scheduled and that holds cache blocks. A
 `SequenceData` is a sequence's tokens.
 
-They are mutable and belong to the engine. Requests and sequences are told apart by identity, so
-they can be members of sets; only what a user passes in is checked.
+They are mutable, and each is the one record of what it stands for: whoever follows a request or
+a sequence keeps what is needed for that in the record. Once a request is queued, only the thread
+that steps the engine writes to it. Requests and sequences are told apart by identity, so they can
+be members of sets; only what a user passes in is checked.
 """
 
 import copy
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass, field
 from enum import Enum
+from typing import Any
 
-from folovllm.sampling_params import SamplingParams
+from folovllm.outputs import RequestMetrics
+from folovllm.sampling_params import SamplingParams, SamplingSpec
 from folovllm.utils.checks import check_token_ids, check_type, refuse
 
 
@@ -98,6 +103,15 @@ class SequenceData:
         """Append a generated token; its id comes from the sampler and is not checked."""
         self.output_token_ids.append(token_id)
 
+    def get_slice(self, start: int, end: int) -> list[int]:
+        """Return the ids at positions from `start` to `end - 1`: O(end - start)."""
+        after = len(self.prompt_token_ids)
+        if start >= after:
+            return self.output_token_ids[start - after : end - after]
+        if end <= after:
+            return self.prompt_token_ids[start:end]
+        return self.prompt_token_ids[start:] + self.output_token_ids[: end - after]
+
     def copy(self) -> "SequenceData":
         """Return the same tokens in lists of their own, which need no second check."""
         new = copy.copy(self)
@@ -118,13 +132,24 @@ class Sequence:
         status: set by the scheduler.
         block_ids: its cache blocks in the order of its tokens, set by the KV cache manager: of
             the device's pool, and of the host's while the status is SWAPPED.
+        index: its place among the sequences of its request.
         num_computed_tokens: how many of its tokens, from the first on, have their keys and
             values in the cache; it catches up with the length, and 0 begins anew.
         num_cached_tokens: how many prompt tokens it found in the prefix cache when it was first
             scheduled; None before that.
         block_hashes: the chained hashes of its full blocks, as many as were needed so far.
+        extra_keys: what besides the tokens must be the same for two sequences to share blocks.
+        draft_token_ids: guesses of the tokens that come next, to be checked in the next step.
+        is_planned: whether a plan has named it, so that the worker knows it.
+        num_planned_blocks: how many of its blocks, from the first on, the worker knows.
+        siblings: the sequences that go on from its blocks once the prompt is computed; they
+            are in no queue before that.
+        queue_key: where it stands in the scheduler's order.
+        cumulative_logprob: the sum of what is known of its tokens' log probabilities.
         stop_reason: the stop string or stop id that ended it; None otherwise.
         num_preemptions: how often it lost its place for a while, counted by the scheduler.
+        request: the request that it belongs to, which sets this.
+        output: what the output processor keeps of it.
     """
 
     seq_id: str
@@ -133,11 +158,21 @@ class Sequence:
     sampling_params: SamplingParams
     status: SequenceStatus = SequenceStatus.WAITING
     block_ids: list[int] = field(default_factory=list)
+    index: int = 0
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     block_hashes: list[bytes] = field(default_factory=list)
+    extra_keys: tuple[str, ...] = ()
+    draft_token_ids: list[int] = field(default_factory=list)
+    is_planned: bool = False
+    num_planned_blocks: int = 0
+    siblings: list["Sequence"] = field(default_factory=list)
+    queue_key: tuple[int, float, int, int] = (0, 0.0, 0, 0)
+    cumulative_logprob: float = 0.0
     stop_reason: int | str | None = None
     num_preemptions: int = 0
+    request: "Request" = field(init=False, repr=False)
+    output: Any = field(default=None, init=False, repr=False)
 
     def get_len(self) -> int:
         """Return the number of tokens, prompt and output."""
@@ -179,8 +214,20 @@ class Sequence:
         new.data = self.data.copy()
         new.block_ids = self.block_ids.copy()
         new.block_hashes = self.block_hashes.copy()
-        new.num_preemptions = 0
+        new.draft_token_ids, new.siblings, new.output = [], [], None
+        new.is_planned, new.num_planned_blocks, new.num_preemptions = False, 0, 0
         return new
+
+
+# What a request is called whose sequences stand differently: the first of these that one has.
+_PRECEDENCE = (
+    RequestStatus.RUNNING,
+    RequestStatus.SWAPPED,
+    RequestStatus.WAITING,
+    RequestStatus.FINISHED_ABORTED,
+    RequestStatus.FINISHED_STOPPED,
+    RequestStatus.FINISHED_LENGTH_CAPPED,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -197,8 +244,15 @@ class Request:
         sequences: by `seq_id`. Unless any are given, `best_of` are made, named
             `{request_id}-{i}`, each with its own copy of the prompt's ids.
         priority: under the policy "priority", a lower value is scheduled earlier; else unused.
-        status: set by the scheduler: where the request stands in its queues and, in the end,
-            why it left. `is_finished` does not look at it: the sequences are the truth.
+        bad_words: the token-id sequences that spell `sampling_params.bad_words`.
+        eos_token_ids: the model's own ids that end an output.
+        cache_salt: only requests with the same salt share blocks of the prefix cache; None is
+            a salt as well.
+        sampling: the parameters as the worker takes them, made of the above.
+        metrics: its times, from when the record is made.
+        num_unfinished: how many of its sequences are not finished, counted by the scheduler.
+        error: why the engine gave it up; None unless something failed.
+        output: what the output processor keeps of it.
 
     Raises:
         ValueError: the prompt has no ids, an id is no integer >= 0, or an argument is of the
@@ -211,10 +265,19 @@ class Request:
     sampling_params: SamplingParams
     arrival_time: float = field(default_factory=time.time)
     sequences: dict[str, Sequence] = field(default_factory=dict)
-    status: RequestStatus = RequestStatus.WAITING
     priority: int = 0
+    cache_salt: str | None = None
+    bad_words: InitVar[Iterable[Iterable[int]]] = ()
+    eos_token_ids: InitVar[Iterable[int]] = ()
+    sampling: SamplingSpec = field(init=False, repr=False)
+    metrics: RequestMetrics = field(init=False, repr=False)
+    num_unfinished: int = field(init=False, repr=False)
+    error: str | None = field(default=None, init=False)
+    output: Any = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(
+        self, bad_words: Iterable[Iterable[int]], eos_token_ids: Iterable[int]
+    ) -> None:
         """Check the arguments and make the sequences."""
         check_type("request_id", self.request_id, str, "a string")
         if self.prompt is not None:
@@ -223,13 +286,27 @@ class Request:
         data = SequenceData(self.prompt_token_ids)
         self.prompt_token_ids = data.prompt_token_ids
         self.sequences = dict(self.sequences) or self._make_sequences(data)
+        for sequence in self.sequences.values():
+            sequence.request = self
+        self.sampling = SamplingSpec.of(self.sampling_params, bad_words, eos_token_ids)
+        self.num_unfinished = len(self.sequences)
+        self.metrics = RequestMetrics(time.perf_counter(), num_sequences=len(self.sequences))
 
     def _make_sequences(self, data: SequenceData) -> dict[str, Sequence]:
-        sequences = {}
-        for i in range(self.sampling_params.best_of):
-            seq_id = f"{self.request_id}-{i}"
-            sequences[seq_id] = Sequence(seq_id, self.request_id, data.copy(), self.sampling_params)
-        return sequences
+        keys = () if self.cache_salt is None else (f"salt {self.cache_salt}",)
+        names = [f"{self.request_id}-{i}" for i in range(self.sampling_params.best_of)]
+        return {
+            name: Sequence(
+                name, self.request_id, data.copy(), self.sampling_params, index=i, extra_keys=keys
+            )
+            for i, name in enumerate(names)
+        }
+
+    @property
+    def status(self) -> RequestStatus:
+        """Where the request stands and, in the end, why it left: derived from its sequences."""
+        values = {sequence.status.value for sequence in self.sequences.values()}
+        return next(status for status in _PRECEDENCE if status.value in values)
 
     def get_seqs(self, status: SequenceStatus | None = None) -> list[Sequence]:
         """Return the sequences in the order they were made: all, or those with `status`."""

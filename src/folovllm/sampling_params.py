@@ -283,4 +283,78 @@ def _check_logprobs(field: str, count: int | None) -> int | None:
     return check_int(field, count, -1, accepted="None, -1 (the vocabulary) or an integer >= 0")
 
 
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How the tokens of a request are chosen, in numbers and token ids alone.
+
+    Made from `SamplingParams` once, when the request is: nothing of it changes afterwards, and
+    it travels to the worker in a plan.
+
+    Attributes:
+        temperature: 0 is greedy; this and the next as in `SamplingParams`.
+        logprobs: how many of the most likely tokens to report at each output token, -1 for the
+            vocabulary; 0 also where candidates are ranked by the probability of what was
+            chosen; None for nothing.
+        prompt_logprobs: the same for the tokens of the prompt.
+        bad_words: token-id sequences that must not come about.
+        min_tokens: before this many tokens none of `end_token_ids` may come.
+        end_token_ids: the ids that end the output, those of the model and of the request.
+        logit_bias: pairs of a token id and what is added to its logit.
+        allowed_token_ids: the only ids that may be chosen; None allows all.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_tokens: int = 0
+    end_token_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        params: SamplingParams,
+        bad_words: Iterable[Iterable[int]] = (),
+        eos_token_ids: Iterable[int] = (),
+    ) -> "SamplingSpec":
+        """Take over what concerns the choice of tokens.
+
+        Args:
+            params: of the request.
+            bad_words: the token-id sequences that spell `params.bad_words`.
+            eos_token_ids: the model's own ids that end an output. `min_tokens` holds them back
+                with `ignore_eos` too, as in vLLM
+                (`vllm/v1/sample/logits_processor/builtin.py`).
+        """
+        # Candidates are ranked by the probability of what was chosen.
+        ranked = 0 if params.best_of > params.n else None
+        allowed = params.allowed_token_ids
+        return cls(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            repetition_penalty=params.repetition_penalty,
+            seed=params.seed,
+            logprobs=ranked if params.logprobs is None else params.logprobs,
+            prompt_logprobs=params.prompt_logprobs,
+            bad_words=tuple(tuple(word) for word in bad_words),
+            min_tokens=params.min_tokens,
+            end_token_ids=tuple(sorted({*eos_token_ids, *params.stop_token_ids})),
+            logit_bias=tuple((params.logit_bias or {}).items()),
+            allowed_token_ids=None if allowed is None else tuple(allowed),
+        )
+
+
 _DEFAULTS = SamplingParams()

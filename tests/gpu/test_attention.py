@@ -1,15 +1,15 @@
 """The attention backends on a device, held against the same reference as on a CPU."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 
-from folovllm.attention.backend import AttentionOptions, BatchLayout, LayerCache
+from folovllm.attention.backend import AttentionOptions, LayerCache
 from folovllm.attention.sdpa import SdpaBackend
 from folovllm.attention.triton import TritonBackend
-from tests.unit.attention.reference import Case, cases, check
+from tests.unit.attention.reference import Case, cases, check, make_batch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,31 +64,37 @@ def test_a_captured_launch_serves_other_lengths():
     def random(*shape):
         return torch.randn(shape, generator=generator, device="cuda").bfloat16()
 
+    device = torch.device("cuda")
+
     def lay_out(lengths):
         tables = [list(range(1 + 16 * i, 17 + 16 * i)) for i in range(len(lengths))]
-        slots = [
-            table[(length - 1) // 16] * 16 + (length - 1) % 16
-            for table, length in zip(tables, lengths, strict=True)
-        ]
-        slots = torch.tensor(slots, device="cuda")
-        return BatchLayout([1] * len(lengths), lengths, tables, slots, 16)
+        return make_batch([(length - 1, 1) for length in lengths], tables, 16)
+
+    def place(lengths):
+        arrays = capture.arrays(lay_out(lengths))
+        for tensor, array in zip(received, arrays, strict=True):
+            tensor.flatten()[: array.size].copy_(torch.from_numpy(array).flatten())
+        table = received[-1].flatten()[: arrays[-1].size].view(arrays[-1].shape)
+        capture.load([*received[:-1], table])
 
     cache = LayerCache(random(65, 16, 8, 128), random(65, 16, 8, 128))
     inputs = random(1, 16, 4, 128), random(1, 8, 4, 128), random(1, 8, 4, 128)
-    static = replace(backend.build(lay_out([1, 1, 1, 1])), max_seq_len=256)
+    capture = backend.capture(4, 16, 256, device)
+    received = [torch.from_numpy(a).to(device) for a in capture.arrays(lay_out([256] * 4))]
+    place([1, 1, 1, 1])
+    static = capture.metadata(received)
     backend.attend(static, cache, *inputs, options)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = backend.attend(static, cache, *inputs, options)
     for lengths in ([5, 200, 16, 17], [256, 1, 1, 100]):
-        layout = lay_out(lengths)
         expected = other.attend(
-            other.build(layout), LayerCache(*map(torch.clone, cache)), *inputs, options
+            other.build(lay_out(lengths), device),
+            LayerCache(*map(torch.clone, cache)),
+            *inputs,
+            options,
         )
-        fresh = backend.build(layout)
-        for field in fields(fresh):
-            if isinstance(tensor := getattr(static, field.name), torch.Tensor):
-                tensor.copy_(getattr(fresh, field.name))
+        place(lengths)
         graph.replay()
         torch.testing.assert_close(output, expected, rtol=2e-2, atol=2e-2)

@@ -35,7 +35,7 @@ def generate(folder, dtype, backend, params):
         num_gpu_blocks_override=256,
         max_num_batched_tokens=24,
     )
-    assert llm.llm_engine.runner.backend.name == backend
+    assert llm.llm_engine.setup.attention_backend == backend
     outputs = llm.generate(make_prompts(), params, use_tqdm=False)
     del llm
     gc.collect()

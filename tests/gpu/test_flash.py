@@ -37,7 +37,7 @@ def check(case, options, dtype):
         output.double(), case.expected(options), rtol=tolerance, atol=tolerance
     )
     for pages, written in zip(cache, case.tensors[1:], strict=True):
-        assert torch.equal(pages.flatten(0, 1)[case.layout.slots], written[0].transpose(0, 1))
+        assert torch.equal(pages.flatten(0, 1)[case.slots], written[0].transpose(0, 1))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -86,8 +86,8 @@ def test_a_captured_step_serves_other_lengths(window):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = attend()
-    metadata.slots[:4] = case.layout.slots
-    ends = torch.tensor([*case.layout.seq_lens, 1]).cumsum(0)
+    metadata.slots[:4] = case.slots
+    ends = torch.tensor([*case.batch.seq_lens, 1]).cumsum(0)
     metadata.cu_seq_lens[1:] = ends.to(device, torch.int32)
     for row, table in zip(metadata.block_table, case.tables, strict=False):
         row[: len(table)] = torch.tensor(table, device=device)
@@ -110,7 +110,7 @@ def test_the_engine_gives_what_it_gives_by_torch(tmp_path, family):
 
     def run(backend):
         llm = LLM(str(folder), dtype="bfloat16", device="cuda", attention_backend=backend)
-        assert llm.llm_engine.runner.backend.name == (backend or "flash")
+        assert llm.llm_engine.setup.attention_backend == (backend or "flash")
         outputs = llm.generate(prompts, params, use_tqdm=False)
         assert all(out.error is None for out in outputs)
         return [

@@ -9,6 +9,7 @@ import torch
 
 from folovllm import LLM, SamplingParams
 from folovllm.attention.backend import LayerSpec
+from folovllm.attention.paged import PagedBackend
 from folovllm.utils.transfer import send
 from folovllm.worker.cuda_graphs import CudaCapture, GraphMaker, free_cuda_memory
 
@@ -63,7 +64,7 @@ class WaitingModel:
 def test_a_forward_that_waits_is_told_and_harms_nothing(device, caplog):
     made = GraphMaker(
         WaitingModel(device),
-        None,
+        PagedBackend(),
         (1, 2, 4),
         16,
         64,
@@ -120,7 +121,7 @@ def test_the_same_tokens_with_and_without_graphs(model_folder, caplog):
                 max_num_seqs=19,
                 gpu_memory_utilization=0.5,
             )
-        assert (llm.llm_engine.runner.graphs is None) is eager
+        assert (llm.llm_engine.executor.runner.graphs is None) is eager
         outputs = llm.generate(prompts, params, use_tqdm=False)
         tokens[eager] = [[c.token_ids for c in out.outputs] for out in outputs]
         del llm

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from folovllm import LLM
-from folovllm.engine import assemble
+from folovllm.core.plan import StepPlan, StepResult
+from folovllm.engine import cache_size
+from folovllm.executor.local import LocalExecutor
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "slept", ".", "<eos>"]
 
@@ -169,6 +172,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     return get
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plans_travel() -> Iterator[None]:
+    """Let every plan of every engine reach its worker as JSON, as if that were elsewhere."""
+    plans = TypeAdapter(StepPlan)
+    execute = LocalExecutor.execute
+
+    def execute_received(self: LocalExecutor, plan: StepPlan) -> StepResult:
+        received = plans.validate_json(plans.dump_json(plan))
+        assert received == plan
+        return execute(self, received)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalExecutor, "execute", execute_received)
+        yield
+
+
 @pytest.fixture(scope="session")
 def build_llm(tiny_folder: Callable[..., Path]) -> Callable[..., LLM]:
     """A function that makes an engine on a tiny model, with room on the host where asked."""
@@ -180,11 +199,8 @@ def build_llm(tiny_folder: Callable[..., Path]) -> Callable[..., LLM]:
         host_blocks: int = 0,
         **options: object,
     ) -> LLM:
-        count_blocks = assemble._count_blocks
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                assemble, "_count_blocks", lambda *args: (count_blocks(*args)[0], host_blocks)
-            )
+            patch.setattr(cache_size, "resolve_host_blocks", lambda *_: (host_blocks, "tested"))
             options = {"block_size": 4, "dtype": "float32", **options}
             return LLM(str(tiny_folder(family, **(model or {}))), device="cpu", **options)
 
@@ -214,18 +230,19 @@ def nothing_left() -> Callable[[LLM], None]:
 
 def check_nothing_left(llm: LLM) -> None:
     """Look into every room of an engine that has nothing to do."""
-    engine = llm.llm_engine
-    scheduler, processor, sampler = engine.scheduler, engine.output_processor, engine.runner.sampler
+    engine, scheduler = llm.llm_engine, llm.llm_engine.scheduler
     assert not engine.has_unfinished_requests()
     assert engine.cache_manager.usage == 0
     engine.cache_manager.check_integrity([])
     queues = scheduler.num_running, scheduler.num_waiting, scheduler.num_swapped
     assert queues == (0, 0, 0)
-    assert (scheduler._requests, scheduler._keys, scheduler._siblings) == ({}, {}, {})
-    assert (processor._requests, processor._sequences, processor._moved) == ({}, {}, [])
-    assert (sampler._states, sampler._seq_ids) == ({}, {})
-    assert (llm._inboxes, engine._to_forget) == ({}, [])
-    cache = engine.runner.cache
+    assert engine.step() == []  # which tells the worker who is finished
+    assert (scheduler._requests, scheduler._members, scheduler._finished) == (set(), [], [])
+    assert engine._output_processor._moved == {}
+    assert (engine._router._routes, bool(engine._mailbox)) == ({}, False)
+    runner = engine.executor.runner
+    assert (runner.sampler._states, runner._tables._rows) == ({}, {})
+    cache = engine.executor.runner.cache
     assert all(pages.isfinite().all() for layer in cache.layers for pages in layer)
 
 

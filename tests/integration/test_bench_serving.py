@@ -9,7 +9,7 @@ import pytest
 from folovllm.bench import session
 from folovllm.bench.results import read_run
 from folovllm.cli.main import main
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 pytestmark = pytest.mark.usefixtures("clean_commands")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("clean_commands")
 @pytest.fixture
 def bench(monkeypatch, save_tiny, tmp_path, capsys):
     """Runs a benchmark; returns its exit code, its run, if there is one, and its messages."""
-    monkeypatch.setattr(session, "measure_limits", lambda *_: Limits(1e9, 1e11))
+    monkeypatch.setattr(session, "measure_limits", lambda *_: DeviceLimits(1e9, 1e11))
     folder = save_tiny()
 
     def run(name, *arguments):

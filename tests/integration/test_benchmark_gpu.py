@@ -5,7 +5,7 @@ import pytest
 from benchmarks.gpu import WAYS, Case, many, measure, summarize
 from folovllm.bench.workloads import uniform
 from folovllm.config.bench import Range
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def test_the_workload_is_nano_vllms():
 
 def test_every_way_is_measured():
     lines = []
-    measured = measure(SMALL, lines.append, Limits(bandwidth=1e12, rate=1e15))
+    measured = measure(SMALL, lines.append, DeviceLimits(bandwidth=1e12, rate=1e15))
     wanted = many(SMALL)
     for way in WAYS:
         result = measured.results[way]
@@ -68,6 +68,6 @@ def test_a_way_that_fails_is_told(monkeypatch):
 
     monkeypatch.setitem(WAYS, "folovllm eager", fail)
     monkeypatch.delitem(WAYS, "transformers generate_batch")
-    measured = measure(SMALL, lambda line: None, Limits(1e12, 1e15))
+    measured = measure(SMALL, lambda line: None, DeviceLimits(1e12, 1e15))
     assert measured.results["folovllm eager"].note == "failed: RuntimeError: no such thing"
     assert measured.results["transformers generate"].many is not None

@@ -18,7 +18,7 @@ from folovllm.bench.load import take_in_process
 from folovllm.bench.load_sample import Task
 from folovllm.bench.results import BenchError, read_run
 from folovllm.cli.main import main
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def folder(save_tiny):
 def in_process(monkeypatch):
     """Samples without processes of their own, and a machine that need not be measured."""
     monkeypatch.setattr(load, "take_in_process", load_sample.take)
-    monkeypatch.setattr(session, "measure_limits", lambda *_: Limits(1e9, 1e11))
+    monkeypatch.setattr(session, "measure_limits", lambda *_: DeviceLimits(1e9, 1e11))
 
 
 def bench(folder, *arguments):
@@ -147,9 +147,9 @@ def test_a_model_without_safetensors(save_tiny, capsys):
 
 PLAYED = """
 from folovllm.bench import load, load_sample, session
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 load.take_in_process = load_sample.take
-session.measure_limits = lambda *_: Limits(1e9, 1e11)
+session.measure_limits = lambda *_: DeviceLimits(1e9, 1e11)
 """
 
 

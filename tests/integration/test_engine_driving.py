@@ -36,7 +36,7 @@ def join(pieces):
 
 def pause(llm, monkeypatch):
     """Let each run of the model wait in its middle; gives the events of waiting and going on."""
-    model = llm.llm_engine.runner.model
+    model = llm.llm_engine.executor.runner.model
     forward = model.forward
     inside, go_on = threading.Event(), threading.Event()
 
@@ -169,14 +169,14 @@ def test_aborted_before_the_model_runs(make_llm, monkeypatch, expected, budget):
     # Planned already, and not laid out yet: what it is to write must not go to others' blocks.
     llm = make_llm(num_gpu_blocks_override=64, max_num_batched_tokens=budget)
     engine = llm.llm_engine
-    execute, steps = engine.runner.execute, []
+    execute, steps = engine.executor.execute, []
 
     def abort_and_execute(plan):
         steps.append(plan)
         engine.abort_request(f"bad{len(steps)}")
         return execute(plan)
 
-    monkeypatch.setattr(engine.runner, "execute", abort_and_execute)
+    monkeypatch.setattr(engine.executor, "execute", abort_and_execute)
     outputs = {}
     for i in range(1, 7):
         engine.add_request(f"bad{i}", [17] * (3 * i), SamplingParams(n=1 + i % 2))
@@ -192,7 +192,7 @@ def test_aborted_while_a_step_fails(make_llm, monkeypatch, expected, kind):
     llm = make_llm()
     engine = llm.llm_engine
     inside, go_on = pause(llm, monkeypatch)
-    model = engine.runner.model
+    model = engine.executor.runner.model
     forward, failed = model.forward, []
 
     def fail_once(*args):
@@ -297,7 +297,7 @@ def test_aborted_by_somebody_else(make_llm):
     llm = make_llm()
     stream = llm.stream(PROMPTS, GREEDY)
     out = next(stream)
-    llm.llm_engine.abort_request(list(llm._inboxes))
+    llm.llm_engine.abort_request(list(llm.llm_engine._router._routes))
     rest = list(stream)
     assert not any(piece.finished for piece in [out, *rest])
 

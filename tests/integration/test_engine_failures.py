@@ -28,14 +28,14 @@ def drive(engine):
 
 
 def poison(llm):
-    embeddings = llm.llm_engine.runner.model.model.get_input_embeddings()
+    embeddings = llm.llm_engine.executor.runner.model.model.get_input_embeddings()
     with torch.no_grad():
         embeddings.weight[POISON] = float("nan")
 
 
 def fail_once(llm, monkeypatch, error, *, at=0, after=False):
     """Let the step `at` from now raise, before or after the model was run."""
-    model = llm.llm_engine.runner.model
+    model = llm.llm_engine.executor.runner.model
     forward = model.forward
     calls = iter(range(10**6))
 
@@ -100,8 +100,8 @@ def test_those_that_were_swapped_out_by_it_go_on(make_llm, monkeypatch):
             raise MemoryError
         return run(plan)
 
-    run = llm.llm_engine.runner.execute
-    monkeypatch.setattr(llm.llm_engine.runner, "execute", execute)
+    run = llm.llm_engine.executor.execute
+    monkeypatch.setattr(llm.llm_engine.executor, "execute", execute)
     outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert failed
     assert {out.error is None for out in outputs} == {True, False}
@@ -187,7 +187,7 @@ def test_ctrl_c_between_the_plan_and_its_execution(make_llm, monkeypatch):
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(llm.llm_engine, "_execute", interrupted)
+    monkeypatch.setattr(llm.llm_engine.executor, "execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert not llm.llm_engine.has_unfinished_requests()

@@ -43,9 +43,10 @@ def run(tiny_folder):
 def test_is_chosen_by_itself_and_gives_the_same(run, caplog, family, options):
     caplog.set_level(logging.INFO, "folovllm")
     llm, tokens = run(family, **options)
-    assert "attention is computed by the flash backend (the first choice)" in caplog.messages
-    assert any(" blocks of 256 tokens" in message for message in caplog.messages)
-    assert llm.llm_engine.config.cache_config.block_size == 256
+    assert "attention_backend: flash (the first choice)" in caplog.messages
+    assert "block_size: 256 (the flash backend's preference)" in caplog.messages
+    setup = llm.llm_engine.setup
+    assert (setup.attention_backend, setup.block_size) == ("flash", 256)
     assert tokens == run(family, attention_backend="sdpa", **options)[1]
 
 
@@ -53,7 +54,7 @@ def test_is_chosen_by_itself_and_gives_the_same(run, caplog, family, options):
 def test_a_block_size_that_was_asked_for(run, caplog):
     caplog.set_level(logging.INFO, "folovllm")
     llm, _ = run("llama", block_size=16)
-    assert llm.llm_engine.runner.backend.name != "flash"
+    assert llm.llm_engine.setup.attention_backend != "flash"
     assert "flash reads blocks of multiples of 256 tokens, not of 16" in caplog.text
     with pytest.raises(ConfigError, match=r"flash reads blocks .*FOLOVLLM_BLOCK_SIZE=256 would do"):
         run("llama", block_size=16, attention_backend="flash")
@@ -62,7 +63,7 @@ def test_a_block_size_that_was_asked_for(run, caplog):
 @pytest.mark.usefixtures("played")
 def test_sinks_are_left_to_another(run):
     llm, _ = run("gpt_oss")
-    assert llm.llm_engine.runner.backend.name != "flash"
+    assert llm.llm_engine.setup.attention_backend != "flash"
 
 
 def test_is_refused_before_the_model_is_loaded(monkeypatch, tiny_folder):
@@ -77,6 +78,6 @@ def test_a_configuration_may_serve_two_engines(tiny_folder, monkeypatch, request
         model=str(tiny_folder()), dtype="bfloat16", cpu_kvcache_space=0.25
     )
     request.getfixturevalue("played")
-    assert LLMEngine(config, "cpu").runner.block_size == 256
+    assert LLMEngine(config, "cpu").setup.block_size == 256
     monkeypatch.undo()
-    assert LLMEngine(config, "cpu").config.cache_config.block_size == 16
+    assert LLMEngine(config, "cpu").setup.block_size == 16

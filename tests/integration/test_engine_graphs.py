@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from folovllm import SamplingParams
 from folovllm.attention.backend import write_to_cache
-from folovllm.attention.paged import paged_metadata
-from folovllm.engine import assemble
+from folovllm.attention.paged import PagedBackend
+from folovllm.engine import assemble, resolve
 from folovllm.models.hf_adapter import LayerRecorder, PagedModel
 from folovllm.worker.cuda_graphs import GraphMaker, bucket_sizes
 
@@ -26,16 +26,13 @@ MOST = 19  # sizes 1, 2, 4, 8, 16 and 19
 PROMPTS = [[random.Random(i).randrange(3, 96) for _ in range(2 + 5 * i % 23)] for i in range(MOST)]
 
 
-class ReferenceBackend:
+class ReferenceBackend(PagedBackend):
     """Attends in float64 by nothing but the tensors of `PagedMetadata`, as a kernel would."""
 
-    name, block_size, captures = "reference", 4, True
+    name, block_size = "reference", 4
 
     def refusal(self, needs):
         return None
-
-    def build(self, layout):
-        return paged_metadata(layout)
 
     def attend(self, metadata, cache, query, key, value, options):
         write_to_cache(cache, metadata.slots, key, value)
@@ -90,7 +87,7 @@ def make_graphs_llm(make_llm, family, monkeypatch):
     def make(**options):
         sizes = []
 
-        def play(config, model, attention, block_size, max_model_len):
+        def play(model, attention, buckets, block_size, max_model_len):
             def capture(work):
                 size = len(forwards[-1])
 
@@ -107,13 +104,15 @@ def make_graphs_llm(make_llm, family, monkeypatch):
                 return forward(token_ids, *others)
 
             model.forward = note
-            most = bucket_sizes(config.scheduler_config.max_num_seqs)
             return GraphMaker(
-                model, attention, most, block_size, max_model_len, lambda: capture, lambda: 0
+                model, attention, buckets, block_size, max_model_len, lambda: capture, lambda: 0
             )
 
-        monkeypatch.setattr(assemble, "choose_attention", lambda *_: ReferenceBackend())
-        monkeypatch.setattr(assemble, "graph_maker", play)
+        monkeypatch.setattr(assemble, "find_attention", lambda *_: (ReferenceBackend(), "tested"))
+        monkeypatch.setattr(
+            resolve, "resolve_graph_sizes", lambda *_: (bucket_sizes(MOST), "tested")
+        )
+        monkeypatch.setattr(resolve, "graph_maker", play)
         llm = make_llm(family, **{"max_num_seqs": MOST, **options})
         return SimpleNamespace(llm=llm, sizes=sizes)
 
@@ -177,7 +176,7 @@ def test_prompt_logprobs_are_computed_without(make_graphs_llm):
 
 def test_padding_writes_to_the_null_block_alone(make_graphs_llm):
     made = make_graphs_llm(enable_prefix_caching=False)
-    runner, owned = made.llm.llm_engine.runner, {0}
+    runner, owned = made.llm.llm_engine.executor.runner, {0}
     execute = runner.execute
 
     def note(plan):

@@ -1,6 +1,7 @@
 """A request's tokens do not depend on how the engine comes to them."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -33,7 +34,8 @@ def tokens_of(llm, prompts, params, **options):
 
 
 def set_budget(llm, num_tokens):
-    llm.llm_engine.scheduler._max_num_tokens = num_tokens
+    scheduler = llm.llm_engine.scheduler
+    scheduler._setup = replace(scheduler._setup, max_num_batched_tokens=num_tokens)
 
 
 def preempt_always(llm, monkeypatch):

@@ -20,7 +20,7 @@ def test_the_same_greedy_tokens_as_by_sdpa(family, make_llm):
         # A budget that cuts prompts in pieces, beside others that decode.
         options = {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 40}
         llm = make_llm(family, attention_backend=backend, **options)
-        assert llm.llm_engine.runner.backend.name == backend
+        assert llm.llm_engine.setup.attention_backend == backend
         outputs = llm.generate(prompts, params, use_tqdm=False)
         tokens[backend] = [out.outputs[0].token_ids for out in outputs]
     assert tokens["triton"] == tokens["sdpa"]

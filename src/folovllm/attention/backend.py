@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+
+from folovllm.attention.batch import Batch
 
 
 class LayerSpec(NamedTuple):
@@ -30,27 +33,6 @@ class LayerCache(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLayout:
-    """Where the tokens of a flat batch belong: what a backend builds its metadata from.
-
-    The tokens of a sequence are neighbours in the batch, in the order of their positions.
-
-    Attributes:
-        query_lens: tokens of each sequence in this step.
-        seq_lens: tokens of each sequence up to and with this step's.
-        block_ids: the cache blocks of each sequence.
-        slots: for each token of the batch, block * block_size + offset, on the device; `[T]`.
-        block_size: tokens in a block.
-    """
-
-    query_lens: list[int]
-    seq_lens: list[int]
-    block_ids: list[list[int]]
-    slots: torch.Tensor
-    block_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +78,45 @@ class AttentionNeeds:
     block_size: int | None
 
 
+class AttentionCapture(Protocol):
+    """A backend's part of captured steps of decoding: what they read, and how it gets there.
+
+    A captured step reads the same addresses each time it is replayed. The worker packs the
+    arrays of a step behind its own and copies them to the device at once, always to the same
+    place; so all of them but the last, whose shape may change, lie at fixed addresses.
+    """
+
+    def arrays(self, batch: Batch) -> list[np.ndarray]:
+        """Return what the device needs of a step of decoding.
+
+        Of batches of one size, all arrays but the last have the same shapes.
+        """
+        ...
+
+    def load(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Move the last of a step's arrays to where the captured steps read it.
+
+        Args:
+            tensors: the arrays of the step, on the device.
+        """
+        ...
+
+    def metadata(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return what `AttentionBackend.attend` takes while steps of a size are captured.
+
+        Args:
+            tensors: where the arrays of a batch of that size lie; the last is not read.
+        """
+        ...
+
+
 class AttentionBackend(Protocol):
     """What a backend must be able to do.
 
     Attributes:
         name: what it is chosen by.
         block_size: tokens in a block of the cache where nobody asked for another number.
-        captures: whether steps of decoding can be captured as CUDA graphs: `build` returns
-            `PagedMetadata`, and `attend` looks at nothing of it but tensors' addresses and the
-            two host numbers, which only have to be large enough.
+        captures: whether steps of decoding can be captured as CUDA graphs.
     """
 
     name: str
@@ -115,8 +127,21 @@ class AttentionBackend(Protocol):
         """Why it cannot serve, with what would help, as the end of a sentence; None: it can."""
         ...
 
-    def build(self, layout: BatchLayout) -> Any:
-        """Prepare, once a step, what all layers share."""
+    def build(self, batch: Batch, device: torch.device) -> Any:
+        """Prepare, once a step, what all layers share; with one copy to the device."""
+        ...
+
+    def capture(
+        self, size: int, width: int, max_seq_len: int, device: torch.device
+    ) -> AttentionCapture:
+        """Take the memory that captured steps of decoding read; only where it `captures`.
+
+        Args:
+            size: the most sequences of a step.
+            width: the most blocks of a sequence.
+            max_seq_len: the most tokens of a sequence.
+            device: where.
+        """
         ...
 
     def attend(

@@ -1,39 +1,24 @@
 """Which attention backend serves a model on a device."""
 
-import logging
-
 from folovllm.attention.backend import AttentionBackend, AttentionNeeds
 from folovllm.attention.flash import FlashBackend
 from folovllm.attention.sdpa import SdpaBackend
 from folovllm.attention.triton import TritonBackend
 from folovllm.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
 BACKENDS: tuple[AttentionBackend, ...] = (FlashBackend(), TritonBackend(), SdpaBackend())
 """In the order in which they are tried. Making one costs nothing: what it needs is imported when
 it is first used."""
-
-
-def choose_backend(needs: AttentionNeeds, asked: str | None) -> AttentionBackend:
-    """The backend that was asked for, else the first that serves; logged with its reason.
-
-    Args:
-        needs: what the model on its device asks for.
-        asked: `ModelConfig.attention_backend`.
-
-    Raises:
-        ConfigError: as `find_backend`.
-    """
-    chosen, reason = find_backend(needs, asked)
-    logger.info("attention is computed by the %s backend (%s)", chosen.name, reason)
-    return chosen
 
 
 def find_backend(needs: AttentionNeeds, asked: str | None) -> tuple[AttentionBackend, str]:
     """The backend that was asked for, else the first that serves, and why it is that one.
 
     Backends that need not be asked are not: it may take importing what they need.
+
+    Args:
+        needs: what the model on its device asks for.
+        asked: `ModelConfig.attention_backend`.
 
     Raises:
         ConfigError: the one that was asked for cannot serve; the message says which could.

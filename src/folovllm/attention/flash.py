@@ -15,33 +15,27 @@ import torch
 from folovllm.attention.backend import (
     AttentionNeeds,
     AttentionOptions,
-    BatchLayout,
     LayerCache,
     write_to_cache,
 )
-from folovllm.attention.paged import PagedMetadata, paged_metadata
+from folovllm.attention.paged import PagedBackend, PagedMetadata
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _LARGEST_HEAD = 256
 _PAGE = 256  # the rows that a tile of keys loads at once must not cross a page
 
 
-class FlashBackend:
+class FlashBackend(PagedBackend):
     """Calls flash-attn 2.x, which is imported when it is first needed."""
 
     name = "flash"
     block_size = _PAGE
-    captures = True
 
     def refusal(self, needs: AttentionNeeds) -> str | None:
         """Why it cannot serve: `AttentionBackend.refusal`."""
         reason = _device_refusal(needs.device) or "; it ".join(_misfits(needs))
         # Last: whoever cannot use it need not install it.
         return reason or _package_refusal()
-
-    def build(self, layout: BatchLayout) -> PagedMetadata:
-        """Prepare what all layers share: `AttentionBackend.build`."""
-        return paged_metadata(layout)
 
     def attend(
         self,

@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
 from folovllm.attention.backend import (
+    AttentionCapture,
     AttentionNeeds,
     AttentionOptions,
-    BatchLayout,
     LayerCache,
     write_to_cache,
 )
+from folovllm.attention.batch import Batch
+from folovllm.utils.transfer import send
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class Piece:
     first: int
     query_len: int
     seq_len: int
-    blocks: torch.Tensor | None
+    blocks: torch.Tensor | None = None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
 
@@ -81,21 +83,31 @@ class SdpaBackend:
         """Nothing is refused."""
         return None
 
-    def build(self, layout: BatchLayout) -> SdpaMetadata:
+    def build(self, batch: Batch, device: torch.device) -> SdpaMetadata:
         """Sort the batch into decoding sequences and longer pieces."""
-        decoding: list[int] = []
-        rows: list[int] = []
-        pieces: list[Piece] = []
-        first = 0
-        for i, count in enumerate(layout.query_lens):
-            if count == 1:
-                decoding.append(i)
-                rows.append(first)
-            else:
-                pieces.append(_piece(layout, i, first))
-            first += count
-        group = _decode_group(layout, decoding, rows if pieces else None) if decoding else None
-        return SdpaMetadata(layout.slots, group, pieces)
+        block_size, alone = batch.block_size, batch.query_lens == 1
+        firsts = batch.query_lens.cumsum() - batch.query_lens
+        lengths = batch.seq_lens[alone]
+        width = -(-int(lengths.max(initial=0)) // block_size)
+        group = [firsts[alone], batch.block_table[alone, :width].reshape(-1), lengths[:, None]]
+        numbers = np.stack((firsts, batch.query_lens, batch.seq_lens), 1)
+        pieces = [Piece(*row) for row in numbers[~alone].tolist()]
+        rows_of_table = zip(batch.block_table[~alone], pieces, strict=True)
+        tables = [row[: -(-piece.seq_len // block_size)] for row, piece in rows_of_table]
+        slots, rows, blocks, seq_lens, *pages = send([batch.slots, *group, *tables], device)
+        for piece, table in zip(pieces, pages, strict=True):
+            piece.blocks = table if piece.seq_len > piece.query_len else None
+        decodes = None
+        if len(lengths):
+            sizes = int(lengths.min()), width * block_size
+            decodes = DecodeGroup(rows if pieces else None, blocks, seq_lens, *sizes)
+        return SdpaMetadata(slots, decodes, pieces)
+
+    def capture(
+        self, size: int, width: int, max_seq_len: int, device: torch.device
+    ) -> AttentionCapture:
+        """Never called: it does not capture."""
+        raise NotImplementedError(f"the {self.name} backend cannot be captured")
 
     def attend(
         self,
@@ -123,35 +135,6 @@ class SdpaBackend:
                 piece, cache, query[:, :, part], key[:, :, part], value[:, :, part], options
             )
         return output[None]
-
-
-def _piece(layout: BatchLayout, i: int, first: int) -> Piece:
-    count, length = layout.query_lens[i], layout.seq_lens[i]
-    blocks = None
-    if length > count:
-        width = -(-length // layout.block_size)
-        blocks = torch.tensor(layout.block_ids[i][:width], device=layout.slots.device)
-    return Piece(first, count, length, blocks)
-
-
-def _decode_group(layout: BatchLayout, members: list[int], rows: list[int] | None) -> DecodeGroup:
-    device = layout.slots.device
-    lengths = np.array([layout.seq_lens[i] for i in members])
-    counts = -(-lengths // layout.block_size)
-    table = np.zeros((len(members), counts.max()), dtype=np.int64)
-    used = np.arange(table.shape[1]) < counts[:, None]
-    table[used] = [
-        block
-        for i, count in zip(members, counts.tolist(), strict=True)
-        for block in layout.block_ids[i][:count]
-    ]
-    return DecodeGroup(
-        None if rows is None else torch.tensor(rows, device=device),
-        torch.from_numpy(table.reshape(-1)).to(device),
-        torch.from_numpy(lengths[:, None]).to(device),
-        int(lengths.min()),
-        table.shape[1] * layout.block_size,
-    )
 
 
 def _decode_mask(group: DecodeGroup, window: int | None) -> torch.Tensor | None:

@@ -13,10 +13,9 @@ import torch
 from folovllm.attention.backend import (
     AttentionNeeds,
     AttentionOptions,
-    BatchLayout,
     LayerCache,
 )
-from folovllm.attention.paged import PagedMetadata, paged_metadata
+from folovllm.attention.paged import PagedBackend, PagedMetadata
 from folovllm.kernels.triton_tiles import LARGEST_HEAD, choose_launch, most_rows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -24,12 +23,11 @@ OLDEST_MAJOR = 8
 """Triton's own lower bound; for GPUs before Ampere it makes code without matrix instructions."""
 
 
-class TritonBackend:
+class TritonBackend(PagedBackend):
     """Calls `kernels.triton_attention`, which is imported when it is first used."""
 
     name = "triton"
     block_size = 16
-    captures = True
 
     def refusal(self, needs: AttentionNeeds) -> str | None:
         """Why it cannot serve: `AttentionBackend.refusal`."""
@@ -39,10 +37,6 @@ class TritonBackend:
             reason = _device_refusal(needs.device)
         # Last: whoever cannot use it need not install it.
         return reason or next(_misfits(needs), None) or _package_refusal()
-
-    def build(self, layout: BatchLayout) -> PagedMetadata:
-        """Make the tensors that the kernels read."""
-        return paged_metadata(layout)
 
     def attend(
         self,

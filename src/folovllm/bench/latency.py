@@ -119,8 +119,7 @@ class LatencyBench:
             BenchError: a step failed, or nothing can be measured.
         """
         engine = self._engine
-        scheduler_config = engine.config.scheduler_config
-        length, count = engine.input_processor.max_model_len, scheduler_config.max_num_seqs
+        length, count = engine.setup.max_model_len, engine.setup.max_num_seqs
         asked, plan = plan, plan.fit(length, count)
         if plan != asked:
             self._say(
@@ -185,7 +184,7 @@ class LatencyBench:
         self._num_draws += 1
         lengths = uniform(Range(length, length), Range(1, 1))
         seed = f"{self._seed}-latency-{self._num_draws}"
-        vocab_size = self._engine.input_processor.vocab_size
+        vocab_size = self._engine.setup.vocab_size
         prompts = RandomSource(lengths, vocab_size, seed=seed).draw(count).prompts
         ids = [f"{seed}-{place}" for place in range(count)]
         for request_id, prompt in zip(ids, prompts, strict=True):

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from typing_extensions import Self
 
 from folovllm.bench.facts import drift
 from folovllm.bench.results import BenchError, Measurement, Run, Say
 from folovllm.config import ENGINE_CLASSES, EngineConfig
 from folovllm.config.settings import public_value
-from folovllm.diagnostics.limits import Limits, measure_limits
+from folovllm.diagnostics.limits import DeviceLimits, measure_limits
 from folovllm.machine.facts import machine_facts
 from folovllm.machine.threads import use_allowed_cores
 from folovllm.utils.common import get_device
@@ -42,7 +43,7 @@ class Session:
         self,
         settings: Mapping[str, Any],
         place: Path | Callable[[Mapping[str, Any]], Path] | None,
-        limits: Callable[[], Limits],
+        limits: Callable[[], DeviceLimits],
         say: Say,
     ) -> None:
         """Note what the machine is; nothing is measured or written yet."""
@@ -114,10 +115,8 @@ class Session:
         self.end(complete=error is None)
 
 
-def device_limits(config: EngineConfig) -> Limits:
+def device_limits(config: EngineConfig) -> DeviceLimits:
     """The limits of the device that an engine of that configuration runs on, in its data type."""
-    import torch
-
     device = get_device()
     automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
     return measure_limits(device, config.model_config.torch_dtype or automatic)
@@ -133,7 +132,7 @@ def settings_of(config: EngineConfig, **more: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for attribute in ENGINE_CLASSES:
         part = getattr(config, attribute)
-        settings |= {name: public_value(getattr(part, name)) for name in part.model_fields_set}
+        settings |= {name: public_value(getattr(part, name)) for name in part.asked_fields}
     for name in ("model", "tokenizer"):
         if name in settings:  # a path tells who measured, and is another on the next machine
             settings[name] = _name_of(str(settings[name]))

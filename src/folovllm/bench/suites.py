@@ -37,7 +37,7 @@ from folovllm.config.bench import (
     ThroughputConfig,
 )
 from folovllm.config.settings import Settings, nearest, public_value
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 from folovllm.errors import ConfigError
 from folovllm.llm import LLM
 from folovllm.model_loader import ModelLoader
@@ -99,8 +99,8 @@ def throughput(
     ways: dict[str, Way] = {OURS: our_way(llm)}
     cases = _cases(requests, own, tokens, config.model_config.seed, session)
     if own.bench_peer:
-        model = engine.runner.model
-        ways[PEER] = transformers_way(engine.config.model_config, model.dtype, model.device)
+        setup = engine.setup
+        ways[PEER] = transformers_way(config.model_config, setup.dtype, setup.device)
     if server is not None:
         ways[server.name] = server_way(server)
     _warm_up(ways, tokens)
@@ -158,8 +158,8 @@ class _Tokens:
 
 
 def _tokens_of(llm: LLM) -> _Tokens:
-    processor = llm.llm_engine.input_processor
-    return _Tokens(llm.get_tokenizer(), processor.vocab_size, processor.max_model_len)
+    setup = llm.llm_engine.setup
+    return _Tokens(llm.get_tokenizer(), setup.vocab_size, setup.max_model_len)
 
 
 def _tokens_for(config: ModelConfig) -> _Tokens:
@@ -266,12 +266,12 @@ def _server(requests: RequestsConfig) -> ServerTarget | None:
     return ServerTarget(requests.bench_url, api_key=None if key is None else key.get_secret_value())
 
 
-def _limits(session: Session) -> Limits:
-    return Limits(**session.run.limits["start"])
+def _limits(session: Session) -> DeviceLimits:
+    return DeviceLimits(**session.run.limits["start"])
 
 
 def _keep(session: Session, *settings: Settings) -> None:
     """Note what was asked for, but for where the server and files are."""
     for part in settings:
-        for name in sorted(part.model_fields_set - {"bench_url", "bench_dataset"}):
+        for name in sorted(part.asked_fields - {"bench_url", "bench_dataset"}):
             session.run.settings[name.removeprefix("bench_")] = public_value(getattr(part, name))

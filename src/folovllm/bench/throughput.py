@@ -47,7 +47,7 @@ class Case:
 
 
 @dataclass(slots=True)
-class _Samples:
+class _CaseSamples:
     """What was measured of a case, one of each a round."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def measure_throughput(
     Raises:
         BenchError: something of it cannot be done.
     """
-    taken = {case.name: _Samples() for case in cases}
+    taken = {case.name: _CaseSamples() for case in cases}
     try:
         turns = zip(back_and_forth(cases, rounds), back_and_forth(ways, rounds), strict=True)
         for number, (turn, order) in enumerate(turns, start=1):
@@ -133,7 +133,7 @@ def _run(
     ways: Mapping[str, Way],
     order: Sequence[str],
     floor: Floor | None,
-    samples: _Samples,
+    samples: _CaseSamples,
     clock: Callable[[], float],
 ) -> None:
     """One round of a case."""
@@ -159,7 +159,7 @@ def _run(
     samples.outputs.append(workload.num_outputs)
 
 
-def _record(case: Case, samples: _Samples, record: Record) -> None:
+def _record(case: Case, samples: _CaseSamples, record: Record) -> None:
     parameters: dict[str, float | str] = {
         "workload": case.text,
         "requests": case.count,

@@ -133,7 +133,7 @@ def load_llm(arguments: argparse.Namespace) -> "LLM":
     """
     config = runnable_config(arguments)
     quieten_log()
-    with _say_loading(config.model_config.model):
+    with say_loading(config.model_config.model):
         from folovllm.llm import LLM
 
         return LLM.from_config(config)
@@ -149,7 +149,7 @@ def quieten_log() -> None:
 
 
 @contextmanager
-def _say_loading(model: str) -> Iterator[None]:
+def say_loading(model: str) -> Iterator[None]:
     """Say on a terminal what takes so long, and take it back afterwards."""
     if not sys.stderr.isatty():
         yield

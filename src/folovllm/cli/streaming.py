@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from folovllm.cli.sampling_options import explain_usage
+from folovllm.errors import ConfigError
 from folovllm.outputs import RequestOutput
-from folovllm.sampling_params import RequestOutputKind, SamplingParams
-from folovllm.utils.common import generate_request_id
+from folovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from folovllm.llm import LLM
@@ -38,6 +39,12 @@ class Streamed:
             sys.stdout.write(completion.text)
         sys.stdout.flush()
 
+    def end_line(self) -> None:
+        """End the line, unless the text has."""
+        if not self.text.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
 
 def stream_text(
     llm: "LLM",
@@ -57,18 +64,16 @@ def stream_text(
         ConfigError: the prompt or the parameters cannot be served.
         EngineDeadError: the engine cannot go on.
     """
-    engine = llm.llm_engine
-    request_id = generate_request_id()
-    with explain_usage():
-        engine.add_request(request_id, prompt, replace(params, output_kind=RequestOutputKind.DELTA))
     streamed = Streamed()
-    try:
-        while engine.has_unfinished_requests() and not is_stopped():
-            for output in engine.step():
-                streamed.add(output)
-    finally:
-        engine.abort_request(request_id)
-        if not streamed.text.endswith("\n"):
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+    with closing(llm.stream(prompt, params, is_stopped=is_stopped)) as outputs:
+        try:
+            with explain_usage():
+                for output in outputs:
+                    streamed.add(output)
+        except ConfigError:  # it was refused before anything was written
+            raise
+        except BaseException:
+            streamed.end_line()
+            raise
+    streamed.end_line()
     return streamed

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_cache_dir
-from pydantic import Field, PlainValidator, SecretStr, field_validator
-from pydantic_core.core_schema import ValidationInfo
+from pydantic import Field, PlainValidator, SecretStr, ValidationInfo, field_validator
 
 from folovllm.config.bench import SUITE_CLASSES
 from folovllm.config.settings import Settings, check_variables, nearest
@@ -141,6 +140,14 @@ class CacheConfig(Settings):
     enable_prefix_caching: bool = Field(
         True, description="Keep the KV blocks of a prompt for later prompts that begin alike"
     )
+
+    @property
+    def asked_block_size(self) -> int | None:
+        """The block size that was asked for; None leaves it to the attention backend.
+
+        vLLM's default of 16 is what `block_size` shows, and is not asked of a backend.
+        """
+        return self.block_size if "block_size" in self.asked_fields else None
 
 
 class SchedulerConfig(Settings):

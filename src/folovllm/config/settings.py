@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import SecretStr, ValidationError
+from pydantic import PrivateAttr, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
@@ -76,6 +76,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, extra="forbid", validate_assignment=True, allow_inf_nan=False
     )
 
+    # The fields that were passed or assigned; the environment decided the others that are set.
+    _arguments: frozenset[str] = PrivateAttr(default=frozenset())
+
     def __init__(self, **arguments: Any) -> None:
         """Read what the arguments leave open from the environment.
 
@@ -87,6 +90,7 @@ class Settings(BaseSettings):
             super().__init__(**arguments)
         except ValidationError as error:
             raise ConfigError(_explain(error, type(self), arguments)) from None
+        self._arguments = frozenset(arguments)
 
     if not TYPE_CHECKING:  # type checkers would take it for leave to set any attribute
 
@@ -97,6 +101,25 @@ class Settings(BaseSettings):
                 super().__setattr__(name, value)
             except ValidationError as error:
                 raise ConfigError(_explain(error, type(self), {name: value})) from None
+            if name in type(self).model_fields:
+                self._arguments |= {name}
+
+    @property
+    def asked_fields(self) -> frozenset[str]:
+        """The names of the fields that were not left to their defaults."""
+        return frozenset(self.model_fields_set)
+
+    def origin(self, name: str) -> str:
+        """Return where the value of a field comes from, for people.
+
+        Returns:
+            "default", "argument block_size", "variable FOLOVLLM_BLOCK_SIZE", or
+            ".env:3 FOLOVLLM_BLOCK_SIZE".
+        """
+        if name not in self.model_fields_set:
+            return "default"
+        found = None if name in self._arguments else self.find_in_environment().get(name)
+        return f"argument {name}" if found is None else found.origin
 
     @classmethod
     @override

@@ -5,23 +5,20 @@ from collections.abc import Iterable, Sequence as Series
 
 from folovllm.core.block_hash import get_block_hash
 from folovllm.core.block_pool import BlockPool
+from folovllm.core.plan import Moves
 from folovllm.request import Sequence, SequenceStatus
-
-Moves = tuple[tuple[int, int], ...]
-"""Pairs of blocks, source and target."""
 
 
 class KVCacheManager:
     """Gives sequences their blocks, and plans what is to be moved between blocks for that.
 
-    A step begins with `begin_step` and ends its planning with `take_moves`. What is freed after
-    that is not handed out before the next step begins, so it does no harm to a step that is
-    being computed.
+    A step begins with `begin_step` and ends its planning with `take_moves`.
 
-    Full blocks are made findable when the tokens that fill them are scheduled, before they are
-    computed: another sequence of the same step can share them at once, since each layer writes
-    the keys and values of the whole step before any of them is read. `forget` takes that back
-    for a step that failed.
+    A block is made findable when it is certain which tokens fill it. For tokens that are known
+    that is when they are scheduled, before they are computed: another sequence of the same step
+    can share them at once, since each layer writes the keys and values of the whole step before
+    any of them is read. `forget` takes that back for a step that failed. For drafts it is when
+    they were accepted (`accept`); a rejected one is never found.
 
     Args:
         num_blocks: blocks on the device, the null block among them.
@@ -78,7 +75,7 @@ class KVCacheManager:
         return self._device.num_free_blocks > 0
 
     def begin_step(self) -> None:
-        """Take the last step's blocks for computed."""
+        """Mark the blocks of the last step as computed."""
         self._hashed_now.clear()
 
     def take_moves(self) -> tuple[Moves, Moves, Moves]:
@@ -129,6 +126,7 @@ class KVCacheManager:
             return False
         self._device.share(cached)
         seq.block_ids = [*cached, *self._device.get_new_blocks(count)]
+        seq.num_planned_blocks = 0
         seq.num_computed_tokens = start
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = start
@@ -139,7 +137,7 @@ class KVCacheManager:
         return True
 
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
-        """Give a sequence the blocks for its next tokens, if there are enough.
+        """Give a sequence the blocks for its next tokens, drafts included, if there are enough.
 
         A block that it would write to and shares with others is exchanged for a copy.
 
@@ -149,23 +147,34 @@ class KVCacheManager:
         start = seq.num_computed_tokens
         size, block_ids = self.block_size, seq.block_ids
         end = start + num_tokens
-        count = (end + size - 1) // size - len(block_ids)
-        # Blocks are had up to the last computed token: one that begins at `start` is a new one.
-        shared = start % size > 0 and self._device.ref_counts[block_ids[start // size]] > 1
+        # None where drafts were rejected and left it more blocks than it had a use for.
+        count = max((end + size - 1) // size - len(block_ids), 0)
+        last = start // size  # the block of the next token, which is a new one at its border
+        shared = last < len(block_ids) and self._device.ref_counts[block_ids[last]] > 1
         if count or shared:
             if count + shared > self._device.num_free_blocks:
                 return False
             if shared:
-                self._copy_block(seq, start // size)
+                self._copy_block(seq, last)
             block_ids.extend(self._device.get_new_blocks(count))
-        if end // size > start // size:
-            self._make_findable(seq, end)
+        if end // size > last:
+            self._make_findable(seq, min(end, seq.get_len()))
         return True
+
+    def accept(self, seq: Sequence, start: int) -> None:
+        """Let the blocks be found that accepted drafts filled.
+
+        Args:
+            seq: the sequence, with its tokens and computed tokens as they are after the step.
+            start: its computed tokens before the step.
+        """
+        self._make_findable(seq, seq.num_computed_tokens, start)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let `child`, which has no blocks and begins with the same tokens, share all blocks."""
         self._device.share(parent.block_ids)
         child.block_ids = parent.block_ids.copy()
+        child.num_planned_blocks = 0
         child.block_hashes = parent.block_hashes.copy()
         child.num_computed_tokens = parent.num_computed_tokens
         child.num_cached_tokens = parent.num_cached_tokens
@@ -198,8 +207,8 @@ class KVCacheManager:
         # Shorter by the blocks of the tokens that are still to be computed.
         self._swap_in.extend(zip(seq.block_ids, block_ids, strict=False))
         self._host.free(seq.block_ids)
-        seq.block_ids = block_ids
-        self._make_findable(seq, end)
+        seq.block_ids, seq.num_planned_blocks = block_ids, 0
+        self._make_findable(seq, min(end, seq.get_len()))
         return True
 
     def free(self, seq: Sequence) -> None:
@@ -240,11 +249,12 @@ class KVCacheManager:
     def _count_blocks(self, num_tokens: int) -> int:
         return (num_tokens + self.block_size - 1) // self.block_size
 
-    def _make_findable(self, seq: Sequence, end: int) -> None:
-        """Register the blocks that the tokens from the computed ones up to `end` fill."""
+    def _make_findable(self, seq: Sequence, end: int, start: int | None = None) -> None:
+        """Register the blocks that tokens up to `end` fill, by default from the computed ones."""
         if not self._caching:
             return
-        for index in range(seq.num_computed_tokens // self.block_size, end // self.block_size):
+        start = seq.num_computed_tokens if start is None else start
+        for index in range(start // self.block_size, end // self.block_size):
             block_id = seq.block_ids[index]
             if self._device.set_hash(block_id, get_block_hash(seq, index, self.block_size)):
                 self._hashed_now.append(block_id)
@@ -253,6 +263,7 @@ class KVCacheManager:
         """Exchange a shared block, which keeps an owner at least, for a new one."""
         source = seq.block_ids[index]
         seq.block_ids[index] = self._device.get_new_blocks(1)[0]
+        seq.num_planned_blocks = min(seq.num_planned_blocks, index)
         self._copies.setdefault(source, []).append(seq.block_ids[index])
         self._device.free([source])
 

@@ -1,64 +1,44 @@
 """Who runs in the next step, and how many tokens of each."""
 
-from collections.abc import Iterable, Sequence as Series
-from typing import TYPE_CHECKING
+from collections.abc import Sequence as Series
+from itertools import repeat
+from operator import attrgetter
 
+from folovllm.config.setup import EngineSetup
 from folovllm.core.kv_cache_manager import KVCacheManager
-from folovllm.core.plan import ScheduledSequence, SchedulerOutput
-from folovllm.core.request_queue import Key, RequestQueue
-from folovllm.core.stopping import StopRules
+from folovllm.core.plan import ScheduledSequence, StepPlan, StepResult
+from folovllm.core.request_queue import RequestQueue
+from folovllm.core.step_builder import StepBuilder
+from folovllm.core.stopping import End, StopRules
+from folovllm.core.token_reader import Logprobs, NoReader, TokenReader
 from folovllm.errors import ConfigError
-from folovllm.request import Request, RequestStatus, Sequence, SequenceStatus
-
-if TYPE_CHECKING:
-    from folovllm.config import SchedulerConfig
-
-# What a request is called whose sequences stand differently: the first of these that one has.
-_PRECEDENCE = (
-    RequestStatus.RUNNING,
-    RequestStatus.SWAPPED,
-    RequestStatus.WAITING,
-    RequestStatus.FINISHED_ABORTED,
-    RequestStatus.FINISHED_STOPPED,
-    RequestStatus.FINISHED_LENGTH_CAPPED,
-)
-
-
-class _Step:
-    """What is left to give away in a step, and to whom the rest went."""
-
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens_left = num_tokens
-        self.num_forks = 0
-        self.scheduled: list[ScheduledSequence] = []
+from folovllm.request import Request, Sequence, SequenceStatus
 
 
 class Scheduler:
     """Plans steps and takes in their results; the idea is vLLM's (`vllm/v1/core/sched`).
 
     There are no phases. Each sequence has computed tokens that catch up with its length, a
-    prompt by many in a step and an output by one, and gets a token sampled when they have.
-    `schedule` goes through the running sequences, then the swapped, then the waiting, each in
-    one and the same order: of arrival, or of priority before arrival. Nobody overtakes.
+    prompt by many in a step and an output by one (by more where drafts are checked), and gets
+    tokens sampled when they have. `schedule` goes through the running sequences, then the
+    swapped, then the waiting, each in one and the same order: of arrival, or of priority before
+    arrival. Nobody overtakes.
 
     When blocks run out, the last of the running gives up its own, to be computed again or, if
     the host has room, to be swapped back in. Those that run are kept in order, so whoever gives
     way has not been scheduled in this step; and whoever is the first can always go on, because
-    `add_request` refuses what does not fit the cache alone. So everybody's turn comes.
+    `check` refuses what does not fit the cache alone. So everybody's turn comes.
 
     A request's first sequence computes the prompt; at its end the others go on from its blocks,
     or, beyond `max_num_seqs`, wait as sequences of their own.
 
-    Each plan is followed by its `update` or `fail` before the next. In between, requests may be
-    added and aborted.
+    Each plan is followed by its `update` or `fail` before anything else is called. The scheduler
+    is the only one that writes a sequence's status; of `best_of` candidates it marks those that are
+    not returned when the last one has ended.
 
     Args:
-        config: `max_num_seqs`, `enable_chunked_prefill` and `policy` are read.
+        setup: the limits, the policy and the ids that end a sequence.
         cache: the blocks.
-        max_model_len: most tokens of a sequence.
-        max_num_batched_tokens: most tokens of a step.
-        eos_token_id: the tokenizer's end-of-sequence id.
-        extra_eos_token_ids: the generation config's ids that end a sequence.
 
     Attributes:
         num_preemptions: how often a running sequence gave up its blocks.
@@ -67,41 +47,27 @@ class Scheduler:
         ConfigError: a whole prompt may not fit a step, and must not be split.
     """
 
-    def __init__(
-        self,
-        config: "SchedulerConfig",
-        cache: KVCacheManager,
-        *,
-        max_model_len: int,
-        max_num_batched_tokens: int,
-        eos_token_id: int | None = None,
-        extra_eos_token_ids: Iterable[int] = (),
-    ) -> None:
+    def __init__(self, setup: EngineSetup, cache: KVCacheManager) -> None:
         """Make a scheduler with nothing to do."""
-        if not config.enable_chunked_prefill and max_num_batched_tokens < max_model_len:
+        if not setup.enable_chunked_prefill and setup.max_num_batched_tokens < setup.max_model_len:
             raise ConfigError(
-                f"max_num_batched_tokens: got {max_num_batched_tokens}; with "
+                f"max_num_batched_tokens: got {setup.max_num_batched_tokens}; with "
                 f"enable_chunked_prefill=False it must be at least max_model_len, "
-                f"{max_model_len}, for the longest prompt to fit in a step"
+                f"{setup.max_model_len}, for the longest prompt to fit in a step"
             )
         self.num_preemptions = 0
-        self._chunked = config.enable_chunked_prefill
-        self._by_priority = config.policy == "priority"
-        self._max_num_seqs = config.max_num_seqs
-        self._max_num_tokens = max_num_batched_tokens
-        self._max_model_len = max_model_len
+        self._setup = setup
         self._cache = cache
-        self._stop_rules = StopRules(max_model_len, eos_token_id, extra_eos_token_ids)
-        self._requests: dict[str, Request] = {}
+        self._stop_rules = StopRules(setup.max_model_len, setup.eos_token_id, setup.stop_token_ids)
+        self._requests: set[Request] = set()
         self._num_arrivals = 0
-        self._keys: dict[Sequence, Key] = {}
-        # The other sequences of a request, by its first one, as long as that is in the prompt.
-        self._siblings: dict[Sequence, list[Sequence]] = {}
-        # Since the last schedule(), by sequence: `finish` may yet say why they ended.
-        self._ended: dict[Sequence, Request] = {}
-        self._running, self._swapped, self._waiting = (
-            RequestQueue(self._keys.__getitem__) for _ in range(3)
-        )
+        # Of the plan that is out: its entries' sequences with those that they are sampled for.
+        self._members: list[tuple[Sequence, tuple[Sequence, ...]]] = []
+        self._num_samples = 0
+        self._finished: list[str] = []  # what the worker is to be told of
+        self._unclean: set[int] = set()
+        key = attrgetter("queue_key")
+        self._running, self._swapped, self._waiting = (RequestQueue(key) for _ in range(3))
         self._queues = {
             SequenceStatus.RUNNING: self._running,
             SequenceStatus.SWAPPED: self._swapped,
@@ -110,7 +76,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        """The number of sequences that hold blocks and are computed."""
+        """The number of sequences that are generated."""
         return len(self._running)
 
     @property
@@ -127,130 +93,17 @@ class Scheduler:
         """Whether there is anything to do."""
         return bool(self._requests)
 
-    def get_num_unfinished_requests(self) -> int:
-        """Return the number of requests that are not finished."""
-        return len(self._requests)
-
-    def add_request(self, request: Request) -> None:
-        """Queue a new request.
+    def check(self, request: Request) -> None:
+        """Refuse a request that could never be served; any thread may ask.
 
         Raises:
-            ValueError: its id is that of an unfinished one, or it could never be served: the
-                prompt is too long for the model, or a sequence for the cache.
+            ValueError: the prompt is too long for the model, or a sequence for the cache.
         """
-        if request.request_id in self._requests:
-            raise ValueError(
-                f"request_id {request.request_id!r} is in use by an unfinished request"
-            )
-        self._check_fit(request)
-        self._requests[request.request_id] = request
-        self._num_arrivals += 1
-        first, *others = request.sequences.values()
-        for index, seq in enumerate((first, *others)):
-            urgency = (request.priority, request.arrival_time) if self._by_priority else (0, 0.0)
-            self._keys[seq] = (*urgency, self._num_arrivals, index)
-        if others:
-            self._siblings[first] = others
-        self._waiting.add(first)
-
-    def abort_request(self, request_id: str) -> bool:
-        """End a request at any moment.
-
-        Returns:
-            Whether there was an unfinished one with this id.
-        """
-        request = self._requests.get(request_id)
-        if request is None:
-            return False
-        for seq in request.sequences.values():
-            # These have no blocks and are in no queue yet.
-            for sibling in self._siblings.pop(seq, ()):
-                sibling.status = SequenceStatus.FINISHED_ABORTED
-            if not seq.is_finished():
-                self._leave(seq)
-                seq.status = SequenceStatus.FINISHED_ABORTED
-        self._note_status(request)
-        return True
-
-    def schedule(self) -> SchedulerOutput:
-        """Plan a step; with nothing to do, `scheduled` is empty."""
-        self._ended.clear()
-        self._cache.begin_step()
-        step = _Step(self._max_num_tokens)
-        num_preemptions = self.num_preemptions
-        self._schedule_running(step)
-        if self.num_preemptions == num_preemptions:
-            self._resume_swapped(step)
-            if not self._swapped:
-                self._admit_waiting(step)
-        num_tokens = self._max_num_tokens - step.num_tokens_left
-        return SchedulerOutput(tuple(step.scheduled), num_tokens, *self._cache.take_moves())
-
-    def update(self, plan: SchedulerOutput, token_ids: Series[int]) -> None:
-        """Take in what a step computed.
-
-        Sequences that were aborted or finished meanwhile are passed over.
-
-        Args:
-            plan: the newest plan.
-            token_ids: a token for each of all entries' `samples`, in their order.
-
-        Raises:
-            ValueError: there are more or fewer tokens than samples.
-        """
-        for entry in plan.scheduled:
-            if entry.seq.status is SequenceStatus.RUNNING:
-                entry.seq.num_computed_tokens += entry.num_tokens
-                if self._siblings and entry.samples:
-                    self._start_siblings(entry)
-        sampled = [seq for entry in plan.scheduled for seq in entry.samples]
-        for seq, token_id in zip(sampled, token_ids, strict=True):
-            if seq.status is SequenceStatus.RUNNING:
-                seq.add_token_id(token_id)
-                if end := self._stop_rules.check(seq):
-                    self.finish(seq, *end)
-
-    def finish(
-        self, seq: Sequence, status: SequenceStatus, stop_reason: int | str | None = None
-    ) -> None:
-        """End a sequence, or say better why it ended in the newest update.
-
-        The text may have a stop string in it that a token-level rule does not know of. What was
-        aborted stays so.
-        """
-        if seq.status is SequenceStatus.FINISHED_ABORTED:
-            return
-        request = self._ended.get(seq) or self._requests[seq.request_id]
-        if not seq.is_finished():
-            self._leave(seq)
-            for sibling in self._siblings.pop(seq, ()):
-                self._waiting.add(sibling)
-        seq.status, seq.stop_reason = status, stop_reason
-        self._note_status(request)
-
-    def fail(self, plan: SchedulerOutput) -> None:
-        """Take in that a step failed: what it was to write is in no block.
-
-        Nobody will find it in the prefix cache, and what it was to swap out is to be computed
-        again. The caller aborts the requests of the plan's sequences.
-        """
-        self._cache.forget()
-        lost = {host_id for _, host_id in plan.swap_out}
-        for seq in [seq for seq in self._swapped if not lost.isdisjoint(seq.block_ids)]:
-            self._swapped.remove(seq)
-            self._restart(seq)
-
-    def _check_fit(self, request: Request) -> None:
-        length = len(request.prompt_token_ids)
-        if length > self._max_model_len:
-            raise ValueError(
-                f"the prompt has {length} tokens; the model takes at most {self._max_model_len}"
-            )
+        length, limit = len(request.prompt_token_ids), self._setup.max_model_len
+        if length > limit:
+            raise ValueError(f"the prompt has {length} tokens; the model takes at most {limit}")
         max_tokens = request.sampling_params.max_tokens
-        if max_tokens is None:
-            most = self._max_model_len
-        else:
-            most = min(length + max_tokens, self._max_model_len)
+        most = limit if max_tokens is None else min(length + max_tokens, limit)
         size, have = self._cache.block_size, self._cache.num_usable_blocks
         need = (most + size - 1) // size
         if need > have:
@@ -260,14 +113,138 @@ class Scheduler:
                 f"Lower max_tokens or max_model_len, or give the cache more memory"
             )
 
-    def _schedule_running(self, step: _Step) -> None:
+    def add_request(self, request: Request) -> None:
+        """Queue a new request, one that `check` does not refuse."""
+        self._requests.add(request)
+        self._num_arrivals += 1
+        by_priority = self._setup.policy == "priority"
+        urgency = (request.priority, request.arrival_time) if by_priority else (0, 0.0)
+        first, *others = request.sequences.values()
+        for index, seq in enumerate((first, *others)):
+            seq.queue_key = (*urgency, self._num_arrivals, index)
+        first.siblings = others
+        self._waiting.add(first)
+
+    def abort_request(self, request: Request) -> bool:
+        """End a request between two steps.
+
+        Returns:
+            Whether it was there and unfinished.
+        """
+        if request not in self._requests:
+            return False
+        seqs = request.sequences.values()
+        unqueued = {sibling for seq in seqs for sibling in seq.siblings}
+        for seq in seqs:
+            seq.siblings = []
+            if not seq.is_finished():
+                self._leave(seq, is_queued=seq not in unqueued)
+                seq.status = SequenceStatus.FINISHED_ABORTED
+        request.num_unfinished = 0
+        self._requests.discard(request)
+        return True
+
+    def schedule(self) -> StepPlan:
+        """Plan a step; with nothing to do, `scheduled` is empty."""
+        # The one idea: give every sequence tokens until its computed tokens have caught up with
+        # its length. A prompt, a piece of one, one more token, a prefix found in the cache, a
+        # sequence that begins anew after it gave way: all differ only in how far they are behind.
+        self._cache.begin_step()
+        step = StepBuilder(self._setup.max_num_batched_tokens, self._setup.max_num_seqs)
+        num_preemptions = self.num_preemptions
+        self._schedule_running(step)
+        if self.num_preemptions == num_preemptions:
+            self._resume_swapped(step)
+            if not self._swapped:
+                self._admit_waiting(step)
+        self._members, self._num_samples = step.members, step.num_samples
+        return step.make_plan(self._finished, self._unclean, self._cache.take_moves())
+
+    def update(
+        self, plan: StepPlan, result: StepResult, reader: TokenReader | None = None
+    ) -> list[Request]:
+        """Take in what a step computed: append tokens, end sequences, free their blocks.
+
+        Args:
+            plan: the newest plan.
+            result: what it came to.
+            reader: reads the tokens, and finds stop strings in their text; None for none.
+
+        Returns:
+            The requests that ended since the worker could not sample for them, with their
+            `error`.
+
+        Raises:
+            ValueError: there are more or fewer tokens than samples.
+        """
+        reader = reader or NoReader()
+        if len(result.token_ids) != self._num_samples:
+            raise ValueError(
+                f"got tokens for {len(result.token_ids)} of {self._num_samples} samples"
+            )
+        outcomes = zip(result.token_ids, result.logprobs or repeat(None), strict=False)
+        failed: dict[Request, set[int]] = {}
+        for entry, (seq, samples) in zip(plan.scheduled, self._members, strict=True):
+            if entry.prompt_targets and entry.seq_id in result.prompt_logprobs:
+                reader.read_prompt(seq, entry.start + 1, result.prompt_logprobs[entry.seq_id])
+            seq.num_computed_tokens += len(entry.token_ids)
+            if samples and seq.siblings:
+                self._start_siblings(seq, samples)
+            block_ids = seq.block_ids  # it may have ended before a sibling fails
+            for sample, (token_ids, logprobs) in zip(samples, outcomes, strict=False):
+                if sample.seq_id in result.failed:
+                    sample.request.error = result.failed[sample.seq_id]
+                    failed.setdefault(sample.request, set()).update(block_ids)
+                else:
+                    self._append(sample, token_ids, logprobs, entry, reader)
+        self._members, self._num_samples = [], 0
+        for request, spoilt in failed.items():
+            self.abort_request(request)
+            # What is not finite in the cache would spoil whoever found or got these blocks.
+            self._unclean.update(self._cache.discard(spoilt))
+        return list(failed)
+
+    def fail(self, plan: StepPlan, reason: str) -> list[Request]:
+        """Take in that a step failed: what it was to write is in no block.
+
+        Nobody will find it in the prefix cache, and what it was to swap out is to be computed
+        again. The worker is told again what it may not have come to.
+
+        Returns:
+            The requests of the step, which have ended with `reason` as their `error`.
+        """
+        self._finished[:0] = plan.finished
+        self._unclean.update(plan.clear)
+        self._cache.forget()
+        lost = {host_id for _, host_id in plan.swap_out}
+        for seq in [seq for seq in self._swapped if not lost.isdisjoint(seq.block_ids)]:
+            self._swapped.remove(seq)
+            self._restart(seq)
+        requests = list(dict.fromkeys(seq.request for seq, _ in self._members))
+        self._members, self._num_samples = [], 0
+        for request in requests:
+            request.error = reason
+            self.abort_request(request)
+        return requests
+
+    def _schedule_running(self, step: StepBuilder) -> None:
         # Who gives way is popped off the end of what is iterated, and so not come to.
         for seq in self._running:
             if not step.num_tokens_left:
                 break
-            num_tokens = min(seq.get_len() - seq.num_computed_tokens, step.num_tokens_left)
+            num_tokens = min(self._wanted(seq), step.num_tokens_left)
+            if seq.draft_token_ids and not self._cache.allocate(seq, num_tokens):
+                seq.draft_token_ids = []  # guesses are not worth the blocks of anybody
+                num_tokens = min(self._wanted(seq), step.num_tokens_left)
             if self._make_room(seq, num_tokens):
-                self._schedule(step, seq, num_tokens)
+                step.add(seq, num_tokens, len(self._running))
+
+    def _wanted(self, seq: Sequence) -> int:
+        """How many tokens are to be computed, drafts included, within the model's length."""
+        length = seq.get_len()
+        if seq.draft_token_ids and not seq.siblings:  # those are to begin at the prompt's end
+            length = min(length + len(seq.draft_token_ids), self._setup.max_model_len)
+        return length - seq.num_computed_tokens
 
     def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
         """Get blocks for a running sequence; False if it had to give way itself."""
@@ -278,55 +255,90 @@ class Scheduler:
                 return False
         return True
 
-    def _resume_swapped(self, step: _Step) -> None:
+    def _resume_swapped(self, step: StepBuilder) -> None:
         while self._swapped and self._has_place(step):
             seq = self._swapped.first()
-            num_tokens = min(seq.get_len() - seq.num_computed_tokens, step.num_tokens_left)
+            num_tokens = min(self._wanted(seq), step.num_tokens_left)
             if not self._cache.swap_in(seq, num_tokens):
                 break
-            self._run(self._swapped.pop_first())
-            self._schedule(step, seq, num_tokens)
+            self._run(self._swapped.pop_first(), step)
+            step.add(seq, num_tokens, len(self._running))
 
-    def _admit_waiting(self, step: _Step) -> None:
+    def _admit_waiting(self, step: StepBuilder) -> None:
         # Without a free block nobody can be admitted, and needs no search in the prefix cache.
         while self._waiting and self._has_place(step) and self._cache.has_free_blocks:
             seq = self._waiting.first()
             cached = self._cache.find_cached_blocks(seq)
             rest = seq.get_len() - len(cached) * self._cache.block_size
             num_tokens = min(rest, step.num_tokens_left)
-            if num_tokens < rest and not self._chunked:
+            if num_tokens < rest and not self._setup.enable_chunked_prefill:
                 break
             if not self._cache.admit(seq, cached, num_tokens):
                 break
-            self._run(self._waiting.pop_first())
-            self._schedule(step, seq, num_tokens)
+            self._run(self._waiting.pop_first(), step)
+            step.add(seq, num_tokens, len(self._running))
 
-    def _has_place(self, step: _Step) -> bool:
+    def _has_place(self, step: StepBuilder) -> bool:
         num_seqs = len(self._running) + step.num_forks
-        return step.num_tokens_left > 0 and num_seqs < self._max_num_seqs
+        return step.num_tokens_left > 0 and num_seqs < self._setup.max_num_seqs
 
-    def _run(self, seq: Sequence) -> None:
+    def _run(self, seq: Sequence, step: StepBuilder | None = None) -> None:
         seq.status = SequenceStatus.RUNNING
         self._running.add(seq)
-        self._requests[seq.request_id].status = RequestStatus.RUNNING
+        metrics = seq.request.metrics
+        if step is not None and metrics.first_scheduled_time is None:
+            metrics.first_scheduled_time = step.started
 
-    def _schedule(self, step: _Step, seq: Sequence, num_tokens: int) -> None:
-        start = seq.num_computed_tokens
-        samples: tuple[Sequence, ...] = ()
-        if start + num_tokens == seq.get_len():
-            samples = (seq,)
-            if self._siblings and seq in self._siblings:
-                places = self._max_num_seqs - len(self._running) - step.num_forks
-                samples += tuple(self._siblings[seq][:places])
-                step.num_forks += len(samples) - 1
-        step.scheduled.append(ScheduledSequence(seq, start, num_tokens, samples, seq.block_ids))
-        step.num_tokens_left -= num_tokens
+    def _append(
+        self,
+        seq: Sequence,
+        token_ids: Series[int],
+        logprobs: Series[Logprobs] | None,
+        entry: ScheduledSequence,
+        reader: TokenReader,
+    ) -> None:
+        """Give a sequence its tokens, up to the one that ends it."""
+        end: End | None = None
+        for place, token_id in enumerate(token_ids):
+            known = None if logprobs is None else logprobs[place]
+            if known is not None:
+                seq.cumulative_logprob += known[token_id].logprob
+            seq.data.output_token_ids.append(token_id)
+            end = self._stop_rules.check(seq)
+            is_end = end is not None and end[0] is SequenceStatus.FINISHED_STOPPED
+            stop = reader.read_token(seq, token_id, known, is_end)
+            if stop is not None:
+                end = SequenceStatus.FINISHED_STOPPED, stop
+            if end is not None:
+                break
+        if seq.draft_token_ids and seq.seq_id == entry.seq_id:
+            self._settle_drafts(seq, entry, len(token_ids))
+        if end is not None:
+            self._finish(seq, end)
 
-    def _start_siblings(self, entry: ScheduledSequence) -> None:
+    def _settle_drafts(self, seq: Sequence, entry: ScheduledSequence, num_tokens: int) -> None:
+        """Count as computed what was guessed rightly, one less than there are tokens; drop all."""
+        computed = entry.start + len(entry.token_ids) - entry.num_drafts + num_tokens - 1
+        seq.num_computed_tokens = min(computed, seq.get_len())
+        seq.draft_token_ids = []
+        self._cache.accept(seq, entry.start)
+
+    def _finish(self, seq: Sequence, end: End) -> None:
+        """End a sequence, and its request with the last of them."""
+        self._leave(seq)
+        seq.status, seq.stop_reason = end
+        request = seq.request
+        request.num_unfinished -= 1
+        if not request.num_unfinished:
+            self._requests.discard(request)
+            _set_aside(request)
+
+    def _start_siblings(self, seq: Sequence, samples: Series[Sequence]) -> None:
         """At the end of a prompt: fork those that have a place, and queue the others."""
-        for sibling in self._siblings.pop(entry.seq, ()):
-            if sibling in entry.samples:
-                self._cache.fork(entry.seq, sibling)
+        siblings, seq.siblings = seq.siblings, []
+        for sibling in siblings:
+            if sibling in samples:
+                self._cache.fork(seq, sibling)
                 self._run(sibling)
             else:
                 self._waiting.add(sibling)
@@ -335,10 +347,11 @@ class Scheduler:
         """Take a sequence's blocks, which is out of its queue already."""
         self.num_preemptions += 1
         seq.num_preemptions += 1
+        seq.request.metrics.num_preemptions += 1
+        seq.draft_token_ids = []
         if self._cache.swap_out(seq):
             seq.status = SequenceStatus.SWAPPED
             self._swapped.add(seq)
-            self._note_status(self._requests[seq.request_id])
         else:
             self._restart(seq)
 
@@ -348,18 +361,20 @@ class Scheduler:
         seq.num_computed_tokens = 0
         seq.status = SequenceStatus.WAITING
         self._waiting.add(seq)
-        self._note_status(self._requests[seq.request_id])
 
-    def _leave(self, seq: Sequence) -> None:
-        self._queues[seq.status].remove(seq)
+    def _leave(self, seq: Sequence, *, is_queued: bool = True) -> None:
+        """Take a sequence out of its queue and from its blocks; the worker forgets it."""
+        if is_queued:
+            self._queues[seq.status].remove(seq)
         self._cache.free(seq)
+        if seq.is_planned:
+            self._finished.append(seq.seq_id)
 
-    def _note_status(self, request: Request) -> None:
-        """Sum up a request's sequences, and forget it when all are finished."""
-        values = {seq.status.value for seq in request.sequences.values()}
-        request.status = next(status for status in _PRECEDENCE if status.value in values)
-        if request.status.is_finished() and self._requests.get(request.request_id) is request:
-            del self._requests[request.request_id]
-            for seq in request.sequences.values():
-                del self._keys[seq]
-                self._ended[seq] = request
+
+def _set_aside(request: Request) -> None:
+    """Mark the candidates that are not returned: all but the `n` most likely of `best_of`."""
+    n, seqs = request.sampling_params.n, request.get_seqs()
+    if n < len(seqs):
+        seqs.sort(key=lambda seq: seq.cumulative_logprob, reverse=True)
+        for seq in seqs[n:]:
+            seq.status = SequenceStatus.FINISHED_IGNORED

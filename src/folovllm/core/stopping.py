@@ -1,8 +1,12 @@
 """When a sequence ends, as far as its token ids tell; stop strings are found in the text."""
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from folovllm.request import Sequence, SequenceStatus
+
+End: TypeAlias = tuple[SequenceStatus, int | str | None]
+"""How a sequence ends, its status and its `stop_reason`."""
 
 
 class StopRules:
@@ -30,7 +34,7 @@ class StopRules:
         self._eos = eos_token_id
         self._extra_eos = frozenset(extra_eos_token_ids)
 
-    def check(self, seq: Sequence) -> tuple[SequenceStatus, int | None] | None:
+    def check(self, seq: Sequence) -> End | None:
         """Return the status and `stop_reason` that a sequence's newest token ends it with.
 
         None if it goes on. The sequence must have an output token.

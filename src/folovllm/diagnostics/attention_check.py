@@ -10,12 +10,14 @@ from folovllm.attention.backend import (
     AttentionBackend,
     AttentionNeeds,
     AttentionOptions,
-    BatchLayout,
     LayerAttention,
     LayerCache,
     LayerSpec,
     write_to_cache,
 )
+from folovllm.core.plan import ScheduledSequence
+from folovllm.worker.batch import make_batch
+from folovllm.worker.block_tables import BlockTables
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 8, 2, 64
 
@@ -76,26 +78,23 @@ def _batch_error(
     blocks = 1 + max(chain.from_iterable(tables))
     shape = (blocks, backend.block_size, NUM_KV_HEADS, HEAD_SIZE)
     cache = LayerCache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
-    new, slots, expected = [], [], []
+    new, expected = [], []
     for (context, count), table in zip(parts, tables, strict=True):
         keys, values = (rows(context + count, NUM_KV_HEADS) for _ in range(2))
         query = rows(count, NUM_HEADS)
-        places = _slots(table, context + count, backend.block_size).to(device)
+        places = _slots(table, context, backend.block_size).to(device)
         before = [_as_layer(part[:context], device) for part in (keys, values)]
-        write_to_cache(cache, places[:context], *before)
+        write_to_cache(cache, places, *before)
         new.append((query, keys[context:], values[context:]))
-        slots.append(places[context:])
         expected.append(reference(query, keys, values, options))
-    layout = BatchLayout(
-        [count for _, count in parts],
-        [context + count for context, count in parts],
-        tables,
-        torch.cat(slots),
-        backend.block_size,
-    )
+    entries = [
+        ScheduledSequence(str(i), context, (0,) * count, 0, tuple(table))
+        for i, ((context, count), table) in enumerate(zip(parts, tables, strict=True))
+    ]
+    batch = make_batch(entries, BlockTables(), backend.block_size)
     tensors = [_as_layer(torch.cat(part), device) for part in zip(*new, strict=True)]
     query, key, value = tensors
-    output = backend.attend(backend.build(layout), cache, query, key, value, options)
+    output = backend.attend(backend.build(batch, device), cache, query, key, value, options)
     return float((output[0].cpu().double() - torch.cat(expected)).abs().max())
 
 

@@ -71,7 +71,7 @@ class Check:
         return {name: value for name, value in fields.items() if value or name not in OPTIONAL}
 
 
-class Step(NamedTuple):
+class CheckStep(NamedTuple):
     """A check to do.
 
     Attributes:
@@ -85,16 +85,16 @@ class Step(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-def chain(steps: Iterable[tuple[str, Callable[[], Finding | str]]]) -> list[Step]:
+def chain(steps: Iterable[tuple[str, Callable[[], Finding | str]]]) -> list[CheckStep]:
     """Steps of which each needs the one before."""
-    chained: list[Step] = []
+    chained: list[CheckStep] = []
     for name, check in steps:
-        chained.append(Step(name, check, (chained[-1].name,) if chained else ()))
+        chained.append(CheckStep(name, check, (chained[-1].name,) if chained else ()))
     return chained
 
 
 def run_steps(
-    steps: Iterable[Step],
+    steps: Iterable[CheckStep],
     before: Iterable[Check] = (),
     spoilt: Callable[[], bool] = lambda: False,
     advise: Callable[[Exception], str] = lambda error: "",  # noqa: ARG005 - nothing is known of it
@@ -134,7 +134,7 @@ def _cause(check: Check) -> str:
     return causes.get(check.status, "")
 
 
-def _run(step: Step, advise: Callable[[Exception], str]) -> Check:
+def _run(step: CheckStep, advise: Callable[[Exception], str]) -> Check:
     start = time.perf_counter()
     try:
         found = step.check()

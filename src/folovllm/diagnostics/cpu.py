@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from folovllm.diagnostics.checks import Check, Finding, Step, run_steps
-from folovllm.diagnostics.limits import Limits, measure_limits
+import torch
+
+from folovllm.diagnostics.checks import Check, CheckStep, Finding, run_steps
+from folovllm.diagnostics.limits import DeviceLimits, measure_limits
+from folovllm.machine.threads import use_allowed_cores
 
 GIB = 1 << 30
 LITTLE_MEMORY = 2 * GIB
@@ -29,24 +32,20 @@ class CpuReport:
         """Yield a line at a time: what is known at once, then what is measured."""
         return run_steps(
             [
-                Step("system", self._system),
-                Step("packages", self._packages),
-                Step("processor", self._processor),
-                Step("cores", lambda: cores(self.facts)),
-                Step("threads", lambda: threads(self.facts)),
-                Step("memory", lambda: memory(self.facts)),
-                Step("huge pages", lambda: huge_pages(self.facts)),
-                Step("memory bandwidth", self._bandwidth),
-                Step("float32 rate", self._rate),
+                CheckStep("system", self._system),
+                CheckStep("packages", self._packages),
+                CheckStep("processor", self._processor),
+                CheckStep("cores", lambda: cores(self.facts)),
+                CheckStep("threads", lambda: threads(self.facts)),
+                CheckStep("memory", lambda: memory(self.facts)),
+                CheckStep("huge pages", lambda: huge_pages(self.facts)),
+                CheckStep("memory bandwidth", self._bandwidth),
+                CheckStep("float32 rate", self._rate),
             ]
         )
 
     @cached_property
-    def _limits(self) -> Limits:
-        import torch
-
-        from folovllm.machine.threads import use_allowed_cores
-
+    def _limits(self) -> DeviceLimits:
         use_allowed_cores()  # as the engine does
         return measure_limits(torch.device("cpu"), torch.float32)
 

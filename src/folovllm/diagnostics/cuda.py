@@ -5,8 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from folovllm.diagnostics import cuda_driver, cuda_torch
-from folovllm.diagnostics.checks import Check, Finding, Step, run_steps
-from folovllm.diagnostics.cuda_facts import CudaFacts, Device
+from folovllm.diagnostics.checks import Check, CheckStep, Finding, run_steps
+from folovllm.diagnostics.cuda_facts import CudaDevice, CudaFacts
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,11 @@ class CudaVerification:
         yield from _device_checks(self.facts, self.judged)
 
 
-def fact_steps(facts: CudaFacts) -> list[Step]:
+def fact_steps(facts: CudaFacts) -> list[CheckStep]:
     """The checks that need nothing but facts."""
 
-    def step(name: str, judge: Callable[[CudaFacts], Finding], *needs: str) -> Step:
-        return Step(name, lambda: judge(facts), needs)
+    def step(name: str, judge: Callable[[CudaFacts], Finding], *needs: str) -> CheckStep:
+        return CheckStep(name, lambda: judge(facts), needs)
 
     return [
         step("GPU", cuda_driver.gpu),
@@ -92,7 +92,7 @@ def _device_checks(facts: CudaFacts, judged: list[Check]) -> Iterator[Check]:
     yield from run_steps(steps, judged, lambda: is_spoilt(devices[0]), advice_for)
 
 
-def device_steps(devices: "list[torch.device]", known: Sequence[Device]) -> list[Step]:
+def device_steps(devices: "list[torch.device]", known: Sequence[CudaDevice]) -> list[CheckStep]:
     """The checks that take a device; most of them the first.
 
     Args:
@@ -110,14 +110,14 @@ def device_steps(devices: "list[torch.device]", known: Sequence[Device]) -> list
     dtypes = list(dict.fromkeys((torch.float32, half, torch.float16)))
     speeds = Speeds(first, half, known[0].name if known else "")
 
-    def step(name: str, check: Callable[[], Finding], *needs: str) -> Step:
+    def step(name: str, check: Callable[[], Finding], *needs: str) -> CheckStep:
         def tidy() -> Finding:
             try:
                 return check()
             finally:
                 on.release(first)
 
-        return Step(name, tidy, needs)
+        return CheckStep(name, tidy, needs)
 
     attend = partial(on.attention, device=first, dtypes=dtypes)
     products = {f"product {str(dtype).removeprefix('torch.')}": dtype for dtype in dtypes}

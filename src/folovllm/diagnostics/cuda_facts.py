@@ -62,7 +62,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Device:
+class CudaDevice:
     """A device as torch sees it; memory in bytes, the capability as (major, minor)."""
 
     name: str
@@ -89,7 +89,7 @@ class Torch:
     hip: str | None = None
     architectures: tuple[str, ...] = ()
     count: int = 0
-    devices: tuple[Device, ...] = ()
+    devices: tuple[CudaDevice, ...] = ()
     error: str = ""
 
 

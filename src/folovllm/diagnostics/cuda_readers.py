@@ -16,8 +16,8 @@ from pathlib import Path
 
 from folovllm.diagnostics.checks import one_line
 from folovllm.diagnostics.cuda_facts import (
+    CudaDevice,
     CudaFacts,
-    Device,
     DeviceNode,
     DriverGpu,
     Library,
@@ -143,14 +143,14 @@ def ask_torch() -> Torch:
     )
 
 
-def _devices(count: int) -> tuple[tuple[Device, ...], str]:
+def _devices(count: int) -> tuple[tuple[CudaDevice, ...], str]:
     import torch
 
     try:
         found = [torch.cuda.get_device_properties(i) for i in range(count)]
     except (RuntimeError, AssertionError) as error:  # a device that is there and can't be used
         return (), str(error)
-    return tuple(Device(d.name, (d.major, d.minor), d.total_memory) for d in found), ""
+    return tuple(CudaDevice(d.name, (d.major, d.minor), d.total_memory) for d in found), ""
 
 
 def version_of(pattern: str, text: str | None) -> Version | None:

@@ -8,7 +8,7 @@ import torch
 from folovllm.diagnostics.checks import Finding
 from folovllm.diagnostics.cuda_device import wait_for
 from folovllm.diagnostics.datasheets import datasheet_of
-from folovllm.diagnostics.limits import Limits, measure_limits
+from folovllm.diagnostics.limits import DeviceLimits, measure_limits
 
 COPIED = 256 << 20
 ENOUGH_SHARE = 0.4
@@ -32,7 +32,7 @@ class Speeds:
         self.datasheet = datasheet_of(name)
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> DeviceLimits:
         """Its memory's bandwidth and the rate of its products."""
         return measure_limits(self.device, self.dtype)
 

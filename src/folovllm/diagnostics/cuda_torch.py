@@ -3,7 +3,7 @@
 import re
 
 from folovllm.diagnostics.checks import Finding
-from folovllm.diagnostics.cuda_facts import CudaFacts, Device, Version, of_version, version_text
+from folovllm.diagnostics.cuda_facts import CudaDevice, CudaFacts, Version, of_version, version_text
 
 GIB = 1 << 30
 
@@ -112,7 +112,7 @@ def _numbers(name: str) -> tuple[int, int]:
     return int(digits[:-1] or 0), int(digits[-1:] or 0)
 
 
-def _compiled_for(device: Device, built: tuple[str, ...]) -> bool:
+def _compiled_for(device: CudaDevice, built: tuple[str, ...]) -> bool:
     """Machine code runs on its own major version, from its minor version on.
 
     With an `a` it runs on that one device alone.
@@ -127,7 +127,7 @@ def _compiled_for(device: Device, built: tuple[str, ...]) -> bool:
     return False
 
 
-def _translates(device: Device, built: tuple[str, ...]) -> bool:
+def _translates(device: CudaDevice, built: tuple[str, ...]) -> bool:
     """PTX can be compiled for every later device."""
     forward = [name for name in built if name.startswith("compute_") and name[-1].isdigit()]
     return any(_numbers(name) <= device.capability for name in forward)
@@ -191,7 +191,7 @@ def host(facts: CudaFacts) -> Finding:
     return Finding(detail)
 
 
-def _capability(device: Device) -> str:
+def _capability(device: CudaDevice) -> str:
     return f"compute capability {device.capability[0]}.{device.capability[1]}"
 
 

@@ -12,7 +12,7 @@ from folovllm.machine.memory import use_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DeviceLimits:
     """What was measured.
 
     Attributes:
@@ -25,7 +25,7 @@ class Limits:
 
 
 @torch.inference_mode()
-def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+def measure_limits(device: torch.device, dtype: torch.dtype) -> DeviceLimits:
     """Read a large tensor, and multiply as a long prompt does.
 
     Args:
@@ -41,7 +41,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     packed = backend.load(*part_of(linear))
     activations = torch.randn(rows, size, dtype=dtype, device=device)
     multiplying = _best(10, lambda: packed(activations), device)
-    return Limits(numbers.numel() * 4 / reading, 2 * rows * size * size / multiplying)
+    return DeviceLimits(numbers.numel() * 4 / reading, 2 * rows * size * size / multiplying)
 
 
 def _best(count: int, work: Callable[[], object], device: torch.device) -> float:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from folovllm.config import EngineConfig
 from folovllm.diagnostics.checks import Check, CheckError, chain, run_steps
-from folovllm.llm import LLM
 from folovllm.loading.checksums import check_files
 from folovllm.loading.default_model import demo_model_path
 from folovllm.model_loader import ModelLoader
@@ -19,6 +18,7 @@ from folovllm.sampling_params import SamplingParams
 from folovllm.utils.common import get_device
 
 if TYPE_CHECKING:
+    from folovllm.llm import LLM
     from folovllm.text.input_processor import PromptType
 
 QUESTION = "What is the capital of France?"
@@ -55,8 +55,12 @@ class Verification:
         )
 
     @cached_property
-    def llm(self) -> LLM:
+    def llm(self) -> "LLM":
         """The model under test, served by an engine."""
+        # What it imports at its top is checked first: a package that is broken is to be a failed
+        # check and not a traceback.
+        from folovllm.llm import LLM
+
         return LLM.from_config(self.config)
 
     def _packages(self) -> str:
@@ -98,11 +102,10 @@ class Verification:
 
     def _load(self) -> str:
         engine = self.llm.llm_engine
-        model = engine.runner.model
+        setup = engine.setup
         return (
-            f"{self.config.model_config.model}: {model.num_parameters / 1e6:.1f} M parameters, "
-            f"{str(model.dtype).removeprefix('torch.')}, "
-            f"up to {engine.input_processor.max_model_len} tokens"
+            f"{setup.model}: {engine.executor.runner.model.num_parameters / 1e6:.1f} M parameters, "
+            f"{str(setup.dtype).removeprefix('torch.')}, up to {setup.max_model_len} tokens"
         )
 
     def _logits(self) -> str:
@@ -127,7 +130,7 @@ class Verification:
             return output.outputs[0]
         advice = ""
         if "logits" in output.error:
-            dtype = str(self.llm.llm_engine.runner.model.dtype).removeprefix("torch.")
+            dtype = str(self.llm.llm_engine.setup.dtype).removeprefix("torch.")
             advice = (
                 ": the weights are damaged, or their numbers are too large for "
                 f"{dtype}; try FOLOVLLM_DTYPE=float32"
@@ -135,7 +138,7 @@ class Verification:
         raise CheckError(output.error + advice)
 
 
-def question_prompt(llm: LLM, question: str) -> "PromptType":
+def question_prompt(llm: "LLM", question: str) -> "PromptType":
     """A user's question as a prompt, in the chat template if there is one."""
     if not llm.get_tokenizer().chat_template:
         return question

@@ -1,20 +1,24 @@
 """From a configuration to the parts of an engine."""
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from folovllm.attention.backend import AttentionBackend, AttentionNeeds, LayerAttention
-from folovllm.attention.choice import (
-    choose_backend as choose_attention,
-    find_backend as find_attention,
-)
+from folovllm.attention.backend import AttentionNeeds, LayerAttention
+from folovllm.attention.choice import find_backend as find_attention
 from folovllm.config import EngineConfig
+from folovllm.config.setup import EngineSetup
 from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.scheduler import Scheduler
-from folovllm.errors import ConfigError
+from folovllm.engine.resolve import (
+    LoadedModel,
+    asked_max_model_len,
+    log_setup,
+    resolve,
+    resolve_block_size,
+)
+from folovllm.executor.local import LocalExecutor
 from folovllm.linear.packing import LinearPacker
 from folovllm.machine.memory import keep_freed_memory, use_huge_pages
 from folovllm.machine.threads import use_allowed_cores
@@ -26,39 +30,36 @@ from folovllm.sampling.sampler import Sampler
 from folovllm.text.input_processor import InputProcessor
 from folovllm.utils.common import get_device
 from folovllm.utils.timing import Phases
-from folovllm.worker.cuda_graphs import (
-    CudaCapture,
-    GraphMaker,
-    bucket_sizes,
-    free_cuda_memory,
-)
-from folovllm.worker.kv_cache import GIB, KVCache, bytes_per_block, cpu_cache_bytes
-from folovllm.worker.memory import profile_gpu
+from folovllm.worker.cuda_graphs import GraphMaker
+from folovllm.worker.kv_cache import KVCache
 from folovllm.worker.model_runner import ModelRunner
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
-
-DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Most tokens of a step by device. A CPU multiplies no faster with more than 512 rows, and the
-others wait for as long as a step takes; the GPU's is vLLM's."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
     """What an engine is assembled from.
 
-    `generation_config` is the checkpoint's; `load_seconds` says what each part of the work took.
+    Attributes:
+        setup: the values that all of them were made with.
+        tokenizer: the model's.
+        generation_config: the checkpoint's.
+        input_processor: makes requests.
+        cache_manager: gives blocks of the cache to sequences.
+        scheduler: plans steps.
+        executor: executes them.
+        load_seconds: what each part of the work took.
     """
 
+    setup: EngineSetup
     tokenizer: "PreTrainedTokenizerBase"
     generation_config: "GenerationConfig"
     input_processor: InputProcessor
     cache_manager: KVCacheManager
     scheduler: Scheduler
-    runner: ModelRunner
+    executor: LocalExecutor
     load_seconds: dict[str, float]
 
 
@@ -66,7 +67,7 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
     """Load the model, take the memory of its cache and put everything around it together.
 
     Args:
-        config: the engine's configuration.
+        config: the engine's configuration; it is only read.
         device: None for CUDA where there is one, else the CPU.
 
     Raises:
@@ -74,65 +75,70 @@ def build_parts(config: EngineConfig, device: str | torch.device | None = None) 
         ConfigError: there is no room for its cache, or settings contradict each other.
     """
     phases = Phases()
-    use_allowed_cores()
-    use_huge_pages()
-    _check_attention(config, device)
-    hf_model, tokenizer = ModelLoader(config.model_config, phases).load_model_and_tokenizer(device)
-    generation_config = hf_model.generation_config
-    model = PagedModel(hf_model)
-    attention, block_size = _choose_attention(config, model)
-    check = ModelCheck(model, block_size)
-    speed_up_linears(model, config.model_config.linear_backend)
-    check.run(attention)
-    max_model_len = config.scheduler_config.max_model_len or config.model_config.max_model_len or 0
-    budget = batched_tokens(config, model.device.type, max_model_len)
-    extra_eos = eos_token_ids(generation_config)
-    maker = graph_maker(config, model, attention, block_size, max_model_len)
-    reserved = maker.measure() if maker else 0
-    num_blocks, num_host_blocks = _count_blocks(
-        config, model, attention, block_size, max_model_len, budget, reserved
+    loaded = _load(config, device, phases)
+    setup, maker = resolve(config, loaded)
+    log_setup(setup)
+    processor = InputProcessor(
+        loaded.tokenizer,
+        max_model_len=setup.max_model_len,
+        vocab_size=setup.vocab_size,
+        eos_token_ids=setup.eos_token_ids,
     )
-    cache_manager = KVCacheManager(
-        num_blocks,
-        block_size,
-        enable_prefix_caching=config.cache_config.enable_prefix_caching,
-        num_host_blocks=num_host_blocks,
-    )
-    scheduler = Scheduler(
-        config.scheduler_config,
-        cache_manager,
-        max_model_len=max_model_len,
-        max_num_batched_tokens=budget,
-        eos_token_id=tokenizer.eos_token_id,
-        extra_eos_token_ids=extra_eos,
-    )
-    processor = InputProcessor(tokenizer, max_model_len=max_model_len, vocab_size=model.vocab_size)
-    sampler = Sampler(
-        model.vocab_size,
-        model.device,
-        eos_token_ids={tokenizer.eos_token_id, *extra_eos} - {None},
-        seed=config.model_config.seed,
-        encode_word=processor.encode_word,
-    )
-    cache = KVCache(
-        model.layers, num_blocks, num_host_blocks, block_size, model.dtype, model.device
-    )
-    if model.device.type == "cpu":
-        keep_freed_memory()  # from here on: what loading freed is better given back
-    graphs = maker.make(cache.layers) if maker else None
-    runner = ModelRunner(model, cache, attention, sampler, block_size, graphs)
+    cache_manager = _make_cache_manager(setup)
+    scheduler = Scheduler(setup, cache_manager)
+    executor = LocalExecutor(_make_runner(setup, loaded, maker))
     phases.end("weights placed")
     return EngineParts(
-        *(tokenizer, generation_config, processor, cache_manager, scheduler, runner),
+        setup=setup,
+        tokenizer=loaded.tokenizer,
+        generation_config=loaded.generation_config,
+        input_processor=processor,
+        cache_manager=cache_manager,
+        scheduler=scheduler,
+        executor=executor,
         load_seconds=phases.seconds,
     )
 
 
-def _choose_attention(config: EngineConfig, model: PagedModel) -> tuple[AttentionBackend, int]:
-    """The attention backend, and the size of the cache's blocks: where none was asked for, its."""
+def resolve_setup(config: EngineConfig, device: str | torch.device | None = None) -> EngineSetup:
+    """Load the model and decide what an engine would run, without making one.
+
+    Args:
+        config: the engine's configuration; it is only read.
+        device: None for CUDA where there is one, else the CPU.
+
+    Raises:
+        ModelLoadError: the model cannot be loaded, or not be served.
+        ConfigError: there is no room for its cache, or settings contradict each other.
+    """
+    return resolve(config, _load(config, device, Phases()))[0]
+
+
+def _load(config: EngineConfig, device: str | torch.device | None, phases: Phases) -> LoadedModel:
+    """Load the model, find out how it attends and make its linear layers fast."""
+    use_allowed_cores()
+    use_huge_pages()
+    _check_attention(config, device)
+    # The loader fills the length in, which the caller's own configuration must not show.
+    own = config.model_config.model_copy(update={"max_model_len": asked_max_model_len(config)})
+    hf_model, tokenizer = ModelLoader(own, phases).load_model_and_tokenizer(device)
+    generation_config = hf_model.generation_config
+    model = PagedModel(hf_model)
     needs = _attention_needs(config, model.device, model.dtype, tuple(model.attention))
-    backend = choose_attention(needs, config.model_config.attention_backend)
-    return backend, needs.block_size or backend.block_size
+    attention = find_attention(needs, config.model_config.attention_backend)
+    block_size, _ = resolve_block_size(config.cache_config, attention[0])
+    check = ModelCheck(model, block_size)
+    linear_backends = speed_up_linears(model, config.model_config.linear_backend)
+    check.run(attention[0])
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        generation_config=generation_config,
+        asked_device=device,
+        max_model_len=cast("int", own.max_model_len),
+        attention=attention,
+        linear_backends=linear_backends,
+    )
 
 
 def speed_up_linears(model: PagedModel, asked: str | None) -> dict[str, int]:
@@ -142,24 +148,6 @@ def speed_up_linears(model: PagedModel, asked: str | None) -> dict[str, int]:
         fuse(model.model, linears.merge)
     linears.pack(model.model)
     return linears.counts
-
-
-def eos_token_ids(generation_config: "GenerationConfig") -> list[int]:
-    """The ids that end a sequence by the checkpoint's generation config."""
-    ids = generation_config.eos_token_id
-    if ids is None:
-        return []
-    return list(ids) if isinstance(ids, list) else [ids]
-
-
-def batched_tokens(config: EngineConfig, device_type: str, max_model_len: int) -> int:
-    """The most tokens in a step: what was asked for, or what suits the device."""
-    asked = config.scheduler_config.max_num_batched_tokens
-    if asked is not None:
-        return asked
-    chosen = DEFAULT_BATCHED_TOKENS.get(device_type, 2048)
-    whole_prompts = not config.scheduler_config.enable_chunked_prefill
-    return max(chosen, max_model_len) if whole_prompts else chosen
 
 
 def _check_attention(config: EngineConfig, device: str | torch.device | None) -> None:
@@ -176,84 +164,31 @@ def _attention_needs(
     dtype: torch.dtype,
     layers: tuple[LayerAttention, ...],
 ) -> AttentionNeeds:
-    cache = config.cache_config
-    asked = cache.block_size if "block_size" in cache.model_fields_set else None
-    return AttentionNeeds(device, dtype, layers, asked)
+    return AttentionNeeds(device, dtype, layers, config.cache_config.asked_block_size)
 
 
-def graph_maker(
-    config: EngineConfig,
-    model: PagedModel,
-    attention: AttentionBackend,
-    block_size: int,
-    max_model_len: int,
-) -> GraphMaker | None:
-    """What captures steps of decoding, where they can be captured and that is wanted."""
-    device = model.device
-    if device.type != "cuda" or config.model_config.enforce_eager:
-        return None
-    if not attention.captures:
-        logger.info("no CUDA graphs: the %s backend cannot be captured", attention.name)
-        return None
-    return GraphMaker(
-        model,
-        attention,
-        bucket_sizes(config.scheduler_config.max_num_seqs),
-        block_size,
-        max_model_len,
-        lambda: CudaCapture(device),
-        lambda: free_cuda_memory(device),
+def _make_cache_manager(setup: EngineSetup) -> KVCacheManager:
+    return KVCacheManager(
+        setup.num_blocks,
+        setup.block_size,
+        enable_prefix_caching=setup.enable_prefix_caching,
+        num_host_blocks=setup.num_host_blocks,
     )
 
 
-def _count_blocks(
-    config: EngineConfig,
-    model: PagedModel,
-    attention: AttentionBackend,
-    block_size: int,
-    max_model_len: int,
-    budget: int,
-    reserved: int = 0,
-) -> tuple[int, int]:
-    """How many blocks the cache has on the device, block 0 included, and on the host.
-
-    `reserved` are bytes of its memory that something else will take.
-    """
-    cache = config.cache_config
-    block_bytes = bytes_per_block(model.layers, block_size, model.dtype)
-    host_blocks = 0
-    if model.device.type == "cuda":
-        profile = profile_gpu(
-            model,
-            attention,
-            block_size,
-            budget,
-            config.scheduler_config.max_num_seqs,
-            max_model_len,
-            cache.gpu_memory_utilization,
-        )
-        size = profile.cache_bytes
-        if profile.swapping_pays(block_bytes / block_size):
-            host_blocks = int(cache.swap_space * GIB) // block_bytes
-    else:
-        size = cpu_cache_bytes(cache.cpu_kvcache_space)
-    size -= reserved
-    # More than every sequence at its longest could never be used.
-    longest = -(-max_model_len // block_size)
-    num_blocks = min(size // block_bytes, config.scheduler_config.max_num_seqs * longest + 1)
-    num_blocks = cache.num_gpu_blocks_override or num_blocks
-    if num_blocks < 2:
-        raise ConfigError(
-            f"no room for a KV cache: a block of {block_size} tokens takes "
-            f"{block_bytes / 2**20:.1f} MiB, and {max(0, size) / 2**20:.1f} MiB are left; raise "
-            "cpu_kvcache_space (CPU) or gpu_memory_utilization (GPU), or take a smaller model"
-        )
-    logger.info(
-        "KV cache: %d blocks of %d tokens, %.2f GiB: room for %.1f sequences of %d tokens",
-        num_blocks,
-        block_size,
-        num_blocks * block_bytes / GIB,
-        (num_blocks - 1) / longest,
-        max_model_len,
+def _make_runner(setup: EngineSetup, loaded: LoadedModel, maker: GraphMaker | None) -> ModelRunner:
+    """Take the memory of the cache, and capture the graphs that read and write it."""
+    model = loaded.model
+    sampler = Sampler(setup.vocab_size, setup.device, seed=setup.seed)
+    cache = KVCache(
+        model.layers,
+        setup.num_blocks,
+        setup.num_host_blocks,
+        setup.block_size,
+        setup.kv_cache_dtype,
+        setup.device,
     )
-    return num_blocks, host_blocks
+    if setup.device.type == "cpu":
+        keep_freed_memory()  # from here on: what loading freed is better given back
+    graphs = maker.make(cache.layers) if maker else None
+    return ModelRunner(model, cache, loaded.attention[0], sampler, setup.block_size, graphs)

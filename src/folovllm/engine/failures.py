@@ -2,19 +2,19 @@
 
 import torch
 
-from folovllm.core.plan import SchedulerOutput
+from folovllm.core.plan import StepPlan
 from folovllm.errors import is_out_of_memory
 
 
-def explain_failure(plan: SchedulerOutput, cause: Exception | str) -> str:
-    """What a user is told of a step that failed: its size, the cause, and what to do."""
-    longest = max(entry.start + entry.num_tokens for entry in plan.scheduled)
+def explain_failure(plan: StepPlan, cause: BaseException) -> str:
+    """Say what a user is told of a step that failed: its size, the cause, and what to do."""
+    longest = max((entry.start + len(entry.token_ids) for entry in plan.scheduled), default=0)
     size = (
         f"a step of {plan.num_tokens} tokens of {len(plan.scheduled)} sequences, "
         f"the longest of {longest} tokens,"
     )
-    if isinstance(cause, str):
-        return f"{size} was {cause}"
+    if not isinstance(cause, Exception):
+        return f"{size} was interrupted"
     lines = str(cause).strip().splitlines()
     text = f"{size} failed: {type(cause).__name__}: {lines[0] if lines else 'no message'}"
     return text + _advice(cause)

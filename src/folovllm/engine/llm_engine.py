@@ -3,39 +3,41 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
-from folovllm.core.plan import SchedulerOutput
+from folovllm.core.plan import StepPlan, StepResult
 from folovllm.engine.assemble import build_parts
 from folovllm.engine.failures import explain_failure, is_fatal
+from folovllm.engine.mailbox import Abort, Add, Letter, Mailbox, Wake
 from folovllm.engine.output_processor import OutputProcessor
+from folovllm.engine.router import Deliver, Router
 from folovllm.engine.stats import EngineStats, SchedulerState
 from folovllm.errors import EngineDeadError
 from folovllm.outputs import RequestOutput
-from folovllm.request import SequenceStatus
+from folovllm.request import Request
 from folovllm.sampling_params import SamplingParams
 from folovllm.text.input_processor import PromptType
 
 if TYPE_CHECKING:
     import torch
 
-    from folovllm.worker.model_runner import StepResult
-
 logger = logging.getLogger(__name__)
+
+_PATIENCE = 0.005  # seconds
 
 
 class LLMEngine:
     """Runs many requests together.
 
-    One thread calls `step` again and again. Any thread may add and abort requests meanwhile: the
-    model runs without the lock that they take.
+    Any thread may add and abort requests at any moment: that is a letter to the thread that
+    steps, which alone writes to requests. Several threads may step: one at a time does, and
+    each output goes to whoever asked for its request.
 
     Args:
-        config: everything that can be set.
+        config: everything that can be set; it is not changed.
         device: where to run; None for CUDA where there is one, else the CPU.
 
     Raises:
@@ -43,32 +45,34 @@ class LLMEngine:
         ConfigError: there is no room for its cache, or the device cannot do what was asked for.
 
     Attributes:
-        config: as given, with the block size that the attention backend took.
+        config: as given.
+        setup: what really runs, and why.
         load_seconds: what each part of becoming ready took.
+        tokenizer: the model's.
+        generation_config: the checkpoint's.
+        input_processor: makes requests of prompts.
+        executor: executes the steps.
+        scheduler: plans them.
+        cache_manager: knows which blocks are whose.
     """
 
     def __init__(self, config: EngineConfig, device: "str | torch.device | None" = None) -> None:
         """Load the model and take the memory for its cache."""
         parts = build_parts(config, device)
-        self.config = copy(config)  # the caller's own may configure another engine
-        self.config.cache_config = config.cache_config.model_copy(
-            update={"block_size": parts.runner.block_size}
-        )
+        self.config = config
+        self.setup = parts.setup
         self.load_seconds = parts.load_seconds
         self.tokenizer = parts.tokenizer
         self.generation_config = parts.generation_config
-        self.runner = parts.runner
         self.input_processor = parts.input_processor
-        self.output_processor = OutputProcessor(parts.tokenizer)
+        self.executor = parts.executor
         self.cache_manager = parts.cache_manager
         self.scheduler = parts.scheduler
+        self._output_processor = OutputProcessor(parts.tokenizer)
+        self._mailbox = Mailbox()
+        self._router = Router()
         self._stats = EngineStats()
-        self._lock = threading.RLock()  # of all that is told of requests
-        self._changing = False
-        self._to_abort: list[str] = []  # while that was being changed
-        self._step_lock = threading.Lock()  # of the runner
-        self._executing = False
-        self._to_forget: list[str] = []  # ended while the model ran
+        self._stepping = threading.Lock()  # held by the thread that is the writer now
         self._dead: str | None = None
 
     def add_request(
@@ -80,6 +84,7 @@ class LLMEngine:
         arrival_time: float | None = None,
         priority: int = 0,
         add_special_tokens: bool = True,
+        deliver: Deliver | None = None,
     ) -> None:
         """Queue a request.
 
@@ -90,6 +95,7 @@ class LLMEngine:
             arrival_time: `time.time()` when it came; None is now.
             priority: under the policy "priority", a lower value runs earlier.
             add_special_tokens: False for a text that has them already.
+            deliver: takes its outputs, besides whoever steps.
 
         Raises:
             ValueError: it can never be served; the message says why, and nothing was queued.
@@ -103,28 +109,39 @@ class LLMEngine:
             priority=priority,
             add_special_tokens=add_special_tokens,
         )
-        with self._change():
-            self._check_alive()
-            self.scheduler.add_request(request)
-            self.output_processor.add_request(request)
+        self.submit(request, deliver)
+
+    def submit(self, request: Request, deliver: Deliver | None = None) -> None:
+        """Queue a request that the input processor has made; see `add_request`.
+
+        Raises:
+            ValueError: it does not fit the cache, or its id is in use.
+            EngineDeadError: the engine cannot go on.
+        """
+        self._check_alive()
+        self.scheduler.check(request)
+        self._output_processor.prepare(request)
+        self._router.open(request, deliver)
+        self._mailbox.post(Add(request))
 
     def abort_request(self, request_id: str | Iterable[str]) -> None:
         """End requests, at any moment, without another output; unknown ids are passed over."""
-        ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        with self._lock:
-            self._to_abort += ids
-            # A forgotten `LLM.stream` is closed wherever Python collects it: in our own midst too.
-            if not self._changing:
-                with self._change():
-                    pass
+        for each in [request_id] if isinstance(request_id, str) else list(request_id):
+            self._withdraw(self._router.close(each))
+        self._settle()
+
+    def withdraw(self, request: Request) -> None:
+        """End this very request, at any moment, without another output, if it is unfinished."""
+        self._withdraw(self._router.close(request.request_id, request))
+        self._settle()
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has something to do."""
-        return self.scheduler.has_unfinished_requests()
+        return bool(self._router) or bool(self._mailbox)
 
     def get_num_unfinished_requests(self) -> int:
         """Return the number of requests that are not finished."""
-        return self.scheduler.get_num_unfinished_requests()
+        return len(self._router)
 
     def step(self) -> list[RequestOutput]:
         """Compute one step.
@@ -138,53 +155,133 @@ class LLMEngine:
         Raises:
             EngineDeadError: the engine cannot go on.
         """
-        with self._step_lock:
-            started = time.perf_counter()
-            plan = None
-            try:
-                with self._bookkeeping():
-                    plan = self.scheduler.schedule()
-                    self._executing = bool(plan.scheduled)
-                if not plan.scheduled:
-                    return []
-                result = self._execute(plan)
-                with self._bookkeeping():
-                    if isinstance(result, Exception):
-                        return self._give_up(plan, result)
-                    return self._finish_step(plan, result, started)
-            except BaseException:  # Ctrl-C: nobody will ask for these outputs
-                if plan is not None and self._executing and self._dead is None:
-                    with self._bookkeeping():
-                        self._give_up(plan, "interrupted")
-                raise
+        with self._stepping:
+            return self._step()
 
-    def _execute(self, plan: SchedulerOutput) -> "StepResult | Exception":
-        try:
-            return self.runner.execute(plan)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends these requests
-            return error
+    def step_until(self, is_ready: Callable[[], object]) -> None:
+        """Step until something is ready: what another thread's steps bring counts as well.
+
+        Args:
+            is_ready: asked before every step, and every few milliseconds while others step.
+
+        Raises:
+            EngineDeadError: the engine cannot go on.
+        """
+        while True:
+            # Not forever: who steps on and on may take the lock again before it is our turn.
+            if self._stepping.acquire(timeout=_PATIENCE):
+                try:
+                    if is_ready():
+                        return
+                    self._step()
+                finally:
+                    self._stepping.release()
+            elif is_ready():
+                return
+
+    def wait_for_work(self) -> None:
+        """Wait until there is something to do, or for `wake`: for a thread that only steps."""
+        if self._router:
+            return
+        letter = self._mailbox.wait()  # without the lock: others may step meanwhile
+        with self._stepping, self._keeping_books():
+            self._read(letter)
+
+    def wake(self) -> None:
+        """End a `wait_for_work`."""
+        self._mailbox.post(Wake())
+
+    def shutdown(self) -> None:
+        """End all requests without another output, and give the executor's memory back."""
+        with self._stepping:
+            self._dead = self._dead or "it was shut down"
+            for request in self._router.close_all():
+                self.scheduler.abort_request(request)
+            self.executor.shutdown()
 
     def stats(self) -> dict[str, Any]:
         """Return what was done so far and how long it took, in plain types and seconds."""
-        with self._change():
-            return self._stats.as_dict()
+        return self._stats.as_dict()
 
-    def _finish_step(
-        self, plan: SchedulerOutput, result: "StepResult", started: float
-    ) -> list[RequestOutput]:
-        self._end_execution()
-        failed = self._end_failed(plan, result.failed) if result.failed else []
-        self.scheduler.update(plan, result.token_ids)
-        for seq, stop in self.output_processor.add(plan, result, started=started):
-            self.scheduler.finish(seq, SequenceStatus.FINISHED_STOPPED, stop)
-        outputs = failed + self.output_processor.make_outputs()
-        for output in outputs:
-            if output.finished:
-                self._end(output)
-        self._record_step(plan, len(result.token_ids), started)
+    def _step(self) -> list[RequestOutput]:
+        started = time.perf_counter()
+        with self._keeping_books():
+            self._open_mailbox()
+            plan = self.scheduler.schedule()
+            result = self._execute(plan)
+            failed = self._update(plan, result)
+            outputs = self._hand_out(failed)
+            self._record(plan, result, started)
+        if isinstance(result, BaseException) and not isinstance(result, Exception):
+            raise result  # Ctrl-C: the requests of this step have ended, the engine goes on
         return outputs
 
-    def _record_step(self, plan: SchedulerOutput, num_generated: int, started: float) -> None:
+    def _withdraw(self, request: Request | None) -> None:
+        if request is not None:
+            self._mailbox.post(Abort(request))
+
+    def _settle(self) -> None:
+        """Open the mailbox if nobody steps now, so that blocks are free at once."""
+        if self._dead is None and self._stepping.acquire(blocking=False):
+            try:
+                with self._keeping_books():
+                    self._open_mailbox()
+            finally:
+                self._stepping.release()
+
+    def _open_mailbox(self) -> None:
+        for letter in self._mailbox.open():
+            self._read(letter)
+
+    def _read(self, letter: Letter) -> None:
+        """Do what a letter says; a request's two letters may be read in either order."""
+        match letter:
+            case Add(request):
+                if request in self._router:  # it may have been aborted on the way
+                    self.scheduler.add_request(request)
+            case Abort(request):
+                if not request.is_finished():
+                    self.scheduler.abort_request(request)
+                    request.metrics.finished_time = time.perf_counter()
+                    self._stats.record_finished(request.metrics)
+            case Wake():
+                pass
+
+    def _execute(self, plan: StepPlan) -> StepResult | BaseException:
+        if plan.is_empty:
+            return StepResult([])
+        try:
+            return self.executor.execute(plan)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it ends these requests
+            return error
+
+    def _update(self, plan: StepPlan, result: StepResult | BaseException) -> list[Request]:
+        """Let the scheduler know what came of a step; return the requests that it failed."""
+        if isinstance(result, StepResult):
+            failed = self.scheduler.update(plan, result, self._output_processor)
+            for request in failed:
+                logger.error("request %s: %s", request.request_id, request.error)
+            return failed
+        reason = explain_failure(plan, result)
+        if isinstance(result, Exception):
+            logger.error("a step failed: %s", reason, exc_info=result)
+            if is_fatal(result):
+                self._dead = reason
+        return self.scheduler.fail(plan, reason)
+
+    def _hand_out(self, failed: list[Request]) -> list[RequestOutput]:
+        """Give each output to whoever asked; return those of requests that nobody aborted."""
+        outputs = []
+        for request, output in self._output_processor.make_outputs(failed):
+            if output.finished:
+                self._stats.record_finished(request.metrics, request.error)
+            if self._router.deliver(request, output):
+                outputs.append(output)
+        return outputs
+
+    def _record(self, plan: StepPlan, result: StepResult | BaseException, started: float) -> None:
+        if not plan.scheduled or not isinstance(result, StepResult):
+            return
         scheduler, cache = self.scheduler, self.cache_manager
         state = SchedulerState(
             running=scheduler.num_running,
@@ -195,83 +292,19 @@ class LLMEngine:
             prefix_hits=cache.prefix_cache_hits,
             preemptions=scheduler.num_preemptions,
         )
+        num_generated = sum(map(len, result.token_ids))
         self._stats.record_step(plan, num_generated, time.perf_counter() - started, state)
-
-    def _end(self, output: RequestOutput) -> None:
-        """Drop what is left of a finished request."""
-        self._stats.record_finished(output.metrics, output.error)
-        self._to_forget.append(output.request_id)
-        if not self._executing:
-            self._forget()
-
-    def _end_execution(self) -> None:
-        # Not before: for what is sampled after it was forgotten, a state is made anew.
-        self._executing = False
-        self._forget()
-
-    def _forget(self) -> None:
-        for request_id in self._to_forget:
-            self.runner.forget(request_id)
-        self._to_forget.clear()
-
-    def _abort(self, request_id: str, error: str | None = None) -> RequestOutput | None:
-        self.scheduler.abort_request(request_id)
-        output = self.output_processor.abort(request_id, error)
-        if output is not None:
-            self._end(output)
-        return output
-
-    def _end_failed(self, plan: SchedulerOutput, failed: dict[str, str]) -> list[RequestOutput]:
-        """End the requests of sequences that nothing could be sampled for."""
-        entries = [entry for entry in plan.scheduled if entry.seq.seq_id in failed]
-        outputs = []
-        for seq in (entry.seq for entry in entries if not entry.seq.is_finished()):
-            reason = failed[seq.seq_id]
-            logger.error("request %s: %s", seq.request_id, reason)
-            outputs.append(self._abort(seq.request_id, reason))
-        block_ids = [block_id for entry in entries for block_id in entry.block_ids]
-        # What is not finite in the cache would spoil whoever found or got these blocks.
-        self.runner.cache.clear(self.cache_manager.discard(block_ids))
-        return [output for output in outputs if output is not None]
-
-    def _give_up(self, plan: SchedulerOutput, cause: Exception | str) -> list[RequestOutput]:
-        """End the requests of a step that failed."""
-        self._end_execution()
-        reason = explain_failure(plan, cause)
-        self.scheduler.fail(plan)
-        # The name of what was aborted since may be in use again.
-        seqs = [entry.seq for entry in plan.scheduled if not entry.seq.is_finished()]
-        request_ids = dict.fromkeys(seq.request_id for seq in seqs)
-        outputs = [self._abort(request_id, reason) for request_id in request_ids]
-        if isinstance(cause, Exception):
-            logger.error("a step failed: %s", reason, exc_info=cause)
-            if is_fatal(cause):
-                self._dead = reason
-        return [output for output in outputs if output is not None]
 
     def _check_alive(self) -> None:
         if self._dead is not None:
-            raise EngineDeadError(f"the engine cannot go on since a step failed: {self._dead}")
+            raise EngineDeadError(f"the engine cannot go on: {self._dead}")
 
     @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Hold the lock, and let this thread's own aborts wait for the end."""
-        with self._lock:
-            self._changing = True
-            try:
-                yield
-            finally:
-                while self._to_abort:
-                    self._abort(self._to_abort.pop())
-                self._changing = False
-
-    @contextmanager
-    def _bookkeeping(self) -> Iterator[None]:
-        """As `_change`; when what is told of requests may be half changed, say so from then on."""
-        with self._change():
-            self._check_alive()
-            try:
-                yield
-            except BaseException as error:
-                self._dead = f"{type(error).__name__} while keeping its books: {error}"
-                raise
+    def _keeping_books(self) -> Iterator[None]:
+        """Note that the engine cannot go on if an error leaves its records half changed."""
+        self._check_alive()
+        try:
+            yield
+        except BaseException as error:
+            self._dead = f"{type(error).__name__} while keeping its books: {error}"
+            raise

@@ -1,15 +1,15 @@
-"""What the output processor knows of a request that is not finished."""
+"""What the output processor keeps of a request that is not finished, in the request's record."""
 
 from collections.abc import Mapping, Sequence as List
 from typing import Literal, TypeAlias
 
-from folovllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from folovllm.core.token_reader import Logprobs
+from folovllm.outputs import CompletionOutput, RequestOutput
 from folovllm.request import Request, Sequence, SequenceStatus
 from folovllm.sampling_params import RequestOutputKind
 from folovllm.text.detokenizer import Detokenizer
 from folovllm.text.token_text import TokenText
 
-Logprobs: TypeAlias = dict[int, Logprob]
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 _FINISH_REASONS: Mapping[SequenceStatus, FinishReason] = {
@@ -27,15 +27,7 @@ class SequenceState:
         seq: the sequence.
     """
 
-    __slots__ = (
-        "_cumulative_logprob",
-        "_detokenizer",
-        "_keep_stop",
-        "_logprobs",
-        "_sent",
-        "request",
-        "seq",
-    )
+    __slots__ = ("_detokenizer", "_keep_stop", "_logprobs", "_metrics", "_sent", "request", "seq")
 
     def __init__(self, request: "RequestState", seq: Sequence) -> None:
         """Begin with no output."""
@@ -43,12 +35,12 @@ class SequenceState:
         text = request.text
         self.request = request
         self.seq = seq
+        self._metrics = seq.request.metrics
         self._detokenizer = (
             None if text is None else Detokenizer(text, params, seq.data.prompt_token_ids)
         )
         self._keep_stop = params.include_stop_str_in_output
         self._logprobs: list[Logprobs] | None = None if params.logprobs is None else []
-        self._cumulative_logprob = 0.0
         self._sent = 0  # tokens that are in an output already, with DELTA
 
     @property
@@ -58,23 +50,18 @@ class SequenceState:
         aborted = seq.status is SequenceStatus.FINISHED_ABORTED
         return aborted or self._sent < seq.data.get_output_len()
 
-    @property
-    def cumulative_logprob(self) -> float:
-        """The sum of what is known of the tokens' log probabilities."""
-        return self._cumulative_logprob
-
-    def add(self, token_id: int, logprobs: Logprobs | None, now: float) -> str | None:
+    def add(self, token_id: int, logprobs: Logprobs | None, now: float, is_end: bool) -> str | None:
         """Take in the newest token; return the stop string that it completed, if any."""
-        self.request.count_token(now)
-        if logprobs is not None:
-            self._cumulative_logprob += logprobs[token_id].logprob
-            if self._logprobs is not None:
-                self.request.decode_logprobs(logprobs)
-                self._logprobs.append(logprobs)
-        if self._detokenizer is None:
-            return None
+        metrics = self._metrics
+        metrics.num_generation_tokens += 1
+        metrics.last_token_time = now
+        if metrics.first_token_time is None:
+            metrics.first_token_time = now
+        if logprobs is not None and self._logprobs is not None:
+            self.request.decode_logprobs(logprobs)
+            self._logprobs.append(logprobs)
         # The token that ended it, end-of-sequence or a stop id, is no part of the text.
-        if self.seq.status is SequenceStatus.FINISHED_STOPPED and not self._keep_stop:
+        if self._detokenizer is None or (is_end and not self._keep_stop):
             return None
         return self._detokenizer.push(token_id)
 
@@ -92,7 +79,7 @@ class SequenceState:
             index=index,
             text=text,
             token_ids=seq.data.output_token_ids[start:],
-            cumulative_logprob=None if logprobs is None else self._cumulative_logprob,
+            cumulative_logprob=None if logprobs is None else seq.cumulative_logprob,
             logprobs=None if logprobs is None else logprobs[start:],
             finish_reason=_FINISH_REASONS[seq.status] if finished else None,
             stop_reason=seq.stop_reason,
@@ -100,39 +87,27 @@ class SequenceState:
 
 
 class RequestState:
-    """A request's sequences, the log probabilities of its prompt, and its times.
+    """A request's text, the log probabilities of its prompt, and what its outputs hold.
 
     Attributes:
         request: the request.
         text: makes text of tokens; None without a tokenizer or with `detokenize=False`.
-        sequences: in the request's order.
-        num_unfinished: how many of them are not known to be finished.
         streams: whether there are outputs before it is finished.
-        metrics: its times so far.
     """
 
-    def __init__(self, request: Request, text: TokenText | None, now: float) -> None:
-        """Begin with no output; `now` is its arrival."""
+    __slots__ = ("_delta", "_prompt_logprobs", "request", "streams", "text")
+
+    def __init__(self, request: Request, text: TokenText | None) -> None:
+        """Begin with no output."""
         params = request.sampling_params
         self.request = request
         self.text = text if params.detokenize else None
-        self.sequences = [SequenceState(self, seq) for seq in request.sequences.values()]
-        self.num_unfinished = len(self.sequences)
-        self._selects = params.best_of > params.n
-        self.streams = params.output_kind is not RequestOutputKind.FINAL_ONLY and not self._selects
+        selects = params.best_of > params.n
+        self.streams = params.output_kind is not RequestOutputKind.FINAL_ONLY and not selects
         self._delta = self.streams and params.output_kind is RequestOutputKind.DELTA
-        self.metrics = RequestMetrics(arrival_time=now, num_sequences=params.best_of)
         self._prompt_logprobs: list[Logprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )
-
-    def count_token(self, now: float) -> None:
-        """Note that one of its sequences has a token more."""
-        metrics = self.metrics
-        metrics.num_generation_tokens += 1
-        metrics.last_token_time = now
-        if metrics.first_token_time is None:
-            metrics.first_token_time = now
 
     def add_prompt_logprobs(self, position: int, logprobs: List[Logprobs]) -> None:
         """Add those of the prompt's tokens from `position` on.
@@ -151,37 +126,35 @@ class RequestState:
             for token_id, logprob in logprobs.items():
                 logprob.decoded_token = self.text.of(token_id)
 
-    def finish(self, now: float) -> None:
-        """Note that nothing more is generated, and choose among the candidates."""
-        self.num_unfinished = 0
-        self.metrics.finished_time = now
-        if self._selects:
-            n = self.request.sampling_params.n
-            ranked = sorted(self.sequences, key=lambda s: s.cumulative_logprob, reverse=True)
-            self.sequences = ranked[:n]
-            for state in ranked[n:]:
-                state.seq.status = SequenceStatus.FINISHED_IGNORED
-
-    def make_output(self, error: str | None = None) -> RequestOutput:
+    def make_output(self, *, finished: bool) -> RequestOutput:
         """Make an output of the kind that the request wants."""
         request, delta = self.request, self._delta
-        seqs = request.sequences.values()
-        self.metrics.num_preemptions = sum(seq.num_preemptions for seq in seqs)
+        seqs = list(request.sequences.values())
+        returned = self._choose(seqs)
         prompt_logprobs = self._prompt_logprobs
         if delta:
             self._prompt_logprobs = None  # once, like everything else
+        states: list[SequenceState] = [seq.output for seq in returned]
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt,
             prompt_token_ids=request.prompt_token_ids,
             outputs=[
                 state.make_output(index, delta=delta)
-                for index, state in enumerate(self.sequences)
+                for index, state in enumerate(states)
                 if not delta or state.changed
             ],
-            finished=not self.num_unfinished,
-            metrics=self.metrics,
+            finished=finished,
+            metrics=request.metrics,
             prompt_logprobs=prompt_logprobs,
-            num_cached_tokens=next(iter(seqs)).num_cached_tokens,
-            error=error,
+            num_cached_tokens=seqs[0].num_cached_tokens,
+            error=request.error,
         )
+
+    def _choose(self, seqs: list[Sequence]) -> list[Sequence]:
+        """The sequences to return: of `best_of` candidates the `n` most likely, in that order."""
+        params = self.request.sampling_params
+        if params.best_of == params.n:
+            return seqs
+        ranked = sorted(seqs, key=lambda seq: seq.cumulative_logprob, reverse=True)
+        return ranked[: params.n]

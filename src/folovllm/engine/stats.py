@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from folovllm.core.plan import SchedulerOutput
+from folovllm.core.plan import StepPlan
 from folovllm.outputs import RequestMetrics
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class EngineStats:
         self._windows = {name: Window(window) for name in (*names, "request_time")}
 
     def record_step(
-        self, plan: SchedulerOutput, num_generated: int, seconds: float, state: SchedulerState
+        self, plan: StepPlan, num_generated: int, seconds: float, state: SchedulerState
     ) -> None:
         """Count a step that is over.
 
@@ -120,7 +120,7 @@ class EngineStats:
         totals.steps += 1
         totals.step_seconds += seconds
         totals.scheduled_sequences += len(plan.scheduled)
-        totals.prompt_tokens += count_prompt_tokens(plan)
+        totals.prompt_tokens += plan.num_prompt_tokens
         totals.generation_tokens += num_generated
         self.state = state
         self._windows["step_time"].add(seconds)
@@ -178,13 +178,3 @@ class EngineStats:
         )
         self._log_start = now
         self._logged = replace(totals)
-
-
-def count_prompt_tokens(plan: SchedulerOutput) -> int:
-    """Return how many of a step's tokens are of prompts; the others were generated before."""
-    count = 0
-    for entry in plan.scheduled:
-        left = len(entry.seq.data.prompt_token_ids) - entry.start
-        if left > 0:
-            count += min(left, entry.num_tokens)
-    return count

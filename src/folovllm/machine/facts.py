@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import folovllm
+from folovllm import __version__
 from folovllm.machine.memory import available_memory, memory_limit
 from folovllm.machine.threads import allowed_cores, cpu_quota
 
@@ -120,7 +120,7 @@ def _memory(root: Path) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    versions = {"folovllm": folovllm.__version__}
+    versions = {"folovllm": __version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

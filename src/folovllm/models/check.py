@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from folovllm.attention.backend import (
     AttentionBackend,
     AttentionStep,
-    BatchLayout,
     LayerCache,
     LayerSpec,
 )
+from folovllm.attention.batch import Batch, lay_out
 from folovllm.errors import ModelLoadError
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.models.trial import explain
@@ -106,8 +107,9 @@ class ModelCheck:
         )
         errors = []
         for pieces in steps:
-            layout = _lay_out(pieces, blocks, self.block_size, self.model.device)
-            attention = AttentionStep(backend, caches, backend.build(layout))
+            batch = _lay_out(pieces, self.ids, blocks, self.block_size)
+            metadata = backend.build(batch, self.model.device)
+            attention = AttentionStep(backend, caches, metadata)
             errors.append(self._compare(pieces, attention))
         self._judge(torch.cat(errors, 1).cpu())
         self.seconds += time.perf_counter() - start
@@ -249,18 +251,14 @@ def _make_cache(
 
 
 def _lay_out(
-    pieces: list[_Piece], blocks: list[list[int]], block_size: int, device: torch.device
-) -> BatchLayout:
-    """Say where the tokens of a step belong."""
-    slots = [
-        blocks[piece.sequence][position // block_size] * block_size + position % block_size
-        for piece in pieces
-        for position in range(piece.start, piece.end)
-    ]
-    return BatchLayout(
-        [piece.end - piece.start for piece in pieces],
-        [piece.end for piece in pieces],
-        [blocks[piece.sequence] for piece in pieces],
-        torch.tensor(slots, device=device),
+    pieces: list[_Piece], token_ids: torch.Tensor, blocks: list[list[int]], block_size: int
+) -> Batch:
+    """Say which tokens are in a step, and where they belong."""
+    ids = token_ids.cpu().numpy()
+    return lay_out(
+        np.concatenate([ids[piece.start : piece.end] for piece in pieces]),
+        np.array([piece.start for piece in pieces]),
+        np.array([piece.end - piece.start for piece in pieces]),
+        np.array([blocks[piece.sequence] for piece in pieces], np.int32),
         block_size,
     )

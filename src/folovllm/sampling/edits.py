@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from folovllm.sampling import ops
-from folovllm.sampling_params import SamplingParams
+from folovllm.sampling_params import SamplingSpec
 
 Ids = npt.NDArray[np.int64]
 
@@ -33,17 +33,14 @@ class SeenTokens:
         self._places = {token: place for place, token in enumerate(repeated)}
         self._ids: Ids = np.fromiter(repeated, np.int64, len(repeated))
         self._counts = np.zeros(len(repeated), np.int64)
-        self._num_counted = 0
 
-    def count(self, output: Sequence[int]) -> None:
-        """Count what came to the output since the last call."""
-        for token in output[self._num_counted :]:
-            place = self._places.setdefault(token, len(self._places))
-            if place == len(self._ids):
-                self._grow()
-            self._ids[place] = token
-            self._counts[place] += 1
-        self._num_counted = len(output)
+    def add(self, token: int) -> None:
+        """Count a token that came to the output."""
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):
+            self._grow()
+        self._ids[place] = token
+        self._counts[place] += 1
 
     def _grow(self) -> None:
         more = len(self._ids) + 16
@@ -62,7 +59,7 @@ class SeenTokens:
 
 
 class Edits:
-    """What one sequence asks to be changed.
+    """What one sequence asks to be changed, and the output that this depends on.
 
     Attributes:
         allowed: the only tokens it may have; None for all.
@@ -71,6 +68,7 @@ class Edits:
         seen: what penalties look back at; None without one.
         min_tokens: before this many there are no `ends`.
         lasting: whether anything is left to do once there are `min_tokens`.
+        output: what was generated so far.
     """
 
     __slots__ = (
@@ -82,50 +80,55 @@ class Edits:
         "biases",
         "lasting",
         "min_tokens",
+        "output",
         "seen",
     )
 
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt: Sequence[int],
-        bad_words: Iterable[Sequence[int]],
-        ends: Iterable[int],
-        vocab_size: int,
-    ) -> None:
+    def __init__(self, spec: SamplingSpec, prompt: Sequence[int], vocab_size: int) -> None:
         """Find out what there is to do; ids beyond the vocabulary are never chosen anyway.
 
         Args:
-            params: of the request.
-            prompt: the prompt's ids.
-            bad_words: id sequences that must not come about.
-            ends: ids that must not come before `min_tokens`.
+            spec: of the request.
+            prompt: the prompt's ids; they matter to a repetition penalty alone.
             vocab_size: the vocabulary's size.
         """
 
         def known(ids: Iterable[int]) -> list[int]:
             return sorted({i for i in ids if i < vocab_size})
 
-        words = [tuple(word) for word in bad_words if word and word[-1] < vocab_size]
+        words = [word for word in spec.bad_words if word and word[-1] < vocab_size]
         self._barred = known(word[0] for word in words if len(word) == 1)
         self._phrases = [(list(word[:-1]), word[-1]) for word in words if len(word) > 1]
-        self.min_tokens = params.min_tokens
-        self._ends = known(ends)
-        allowed = params.allowed_token_ids
+        self.min_tokens = spec.min_tokens
+        self._ends = known(spec.end_token_ids)
+        allowed = spec.allowed_token_ids
         self.allowed = None if allowed is None else _array(known(allowed))
-        bias = params.logit_bias or {}
+        bias = dict(spec.logit_bias)
         self.bias_ids = _array(known(bias))
         self.biases = np.array([bias[i] for i in self.bias_ids.tolist()], np.float32)
-        penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
+        penalties = (spec.repetition_penalty, spec.frequency_penalty, spec.presence_penalty)
         off = penalties[0] == 1 and not any(penalties[1:])
         self.seen = None if off else SeenTokens(prompt, penalties, vocab_size)
         self.lasting = bool(words or bias) or self.seen is not None or self.allowed is not None
+        self.output: list[int] = []
 
-    def barred(self, output: list[int]) -> list[int]:
-        """Return the tokens that must not come next, after `output`.
+    @property
+    def active(self) -> bool:
+        """Whether there is, or may come to be, something to change."""
+        return self.lasting or len(self.output) < self.min_tokens
+
+    def append(self, token: int) -> None:
+        """Take over a token that was generated."""
+        self.output.append(token)
+        if self.seen is not None:
+            self.seen.add(token)
+
+    def barred(self) -> list[int]:
+        """Return the tokens that must not come next.
 
         A bad word of several tokens bars its last one where the output ends with the others.
         """
+        output = self.output
         barred = [last for start, last in self._phrases if output[-len(start) :] == start]
         barred += self._barred
         if len(output) < self.min_tokens:
@@ -147,18 +150,16 @@ class EditBatch:
         """Whether anything changes."""
         return bool(self._allowed or self._barred or self._biased or self._penalized)
 
-    def add(self, row: int, edits: Edits, output: list[int]) -> None:
-        """Add what the sequence in `row` needs after `output`."""
+    def add(self, row: int, edits: Edits) -> None:
+        """Add what the sequence in `row` needs next."""
         if edits.allowed is not None:
             self._allowed.append((row, edits.allowed))
-        if barred := edits.barred(output):
+        if barred := edits.barred():
             self._barred.append((row, _array(barred)))
         if len(edits.bias_ids):
             self._biased.append((row, edits))
-        if edits.seen is not None:
-            edits.seen.count(output)
-            if len(edits.seen.ids):
-                self._penalized.append((row, edits.seen))
+        if edits.seen is not None and len(edits.seen.ids):
+            self._penalized.append((row, edits.seen))
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change the logits, [rows, vocab] in float32, in place."""

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from folovllm.outputs import Logprob
-from folovllm.sampling import ops
+from folovllm.sampling.device import DeviceOps
 
 
-def tabulate(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
+def tabulate(
+    logits: torch.Tensor, tokens: torch.Tensor, count: int, device: DeviceOps
+) -> torch.Tensor:
     """Return what there is to say of the chosen tokens and of the most likely ones.
 
     A token's rank is the number of tokens at least as likely, as in vLLM
@@ -18,6 +20,7 @@ def tabulate(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Te
         logits: [rows, vocab] as the model gave them, of any floating-point type.
         tokens: [rows], the chosen ids.
         count: how many of the most likely tokens.
+        device: the operations of the tensors' device.
 
     Returns:
         [rows, 2 + 2 * count] in float64: the chosen token's log probability and rank, the log
@@ -25,20 +28,23 @@ def tabulate(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Te
     """
     chosen = logits.gather(1, tokens[:, None])
     peaks = logits.amax(-1, keepdim=True).double()
-    log_sums, rank = _measure(logits, peaks.float(), chosen)
+    log_sums, rank = _measure(device.blocks(logits), peaks.float(), chosen)
     columns = [chosen - peaks - log_sums, rank]
     if count:
-        values, ids = ops.top(logits, count)
+        values, ids = device.top(logits, count)
         columns += [values - peaks - log_sums, ids]
     return torch.cat(columns, 1)
 
 
 def _measure(
-    logits: torch.Tensor, peaks: torch.Tensor, chosen: torch.Tensor
+    blocks: Iterable[torch.Tensor], peaks: torch.Tensor, chosen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log(sum(exp(logits - peaks))) and how many are at least `chosen`: [rows, 1]."""
+    """Return log(sum(exp(logits - peaks))) and how many are at least `chosen`: [rows, 1].
+
+    The logits come in blocks of columns.
+    """
     sums, rank = torch.zeros_like(peaks, dtype=torch.float64), torch.zeros_like(peaks)
-    for block in ops.blocks(logits):
+    for block in blocks:
         sums += (block - peaks).exp_().sum(-1, keepdim=True)
         rank += (block >= chosen).sum(-1, keepdim=True)
     return sums.log(), rank

@@ -10,33 +10,10 @@ import torch
 CHUNK = 64
 """Tokens a chunk."""
 
-_BLOCK = 8192
-
 
 def padded(size: int) -> int:
     """Return `size` rounded up to whole chunks."""
     return -(-size // CHUNK) * CHUNK
-
-
-def largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the greatest value of each row, and the first place where it stands.
-
-    NaN counts as the greatest.
-
-    Args:
-        logits: [rows, vocab], of any floating-point type.
-
-    Returns:
-        The values and the places, both [rows].
-    """
-    if logits.is_cuda or logits.shape[1] % CHUNK:
-        values, places = logits.max(-1)
-        return values, places
-    # On a CPU `max` over a dimension takes nine times as long as `amax`, which gives no places.
-    chunks = logits.unflatten(1, (-1, CHUNK))
-    chunk = chunks.amax(-1).argmax(-1)
-    values, places = chunks[_all_rows(logits), chunk].max(-1)
-    return values, chunk * CHUNK + places
 
 
 def scale(
@@ -85,27 +62,10 @@ def search(
     chunks = weights.unflatten(1, (-1, CHUNK))
     ends = chunks.sum(-1).cumsum(-1, dtype=torch.float64)
     chunk, within = _passed(ends, shares * (ends[:, -1] if totals is None else totals), inclusive)
-    inner = chunks[_all_rows(weights), chunk].cumsum(-1, dtype=torch.float64)
+    inner = chunks[all_rows(weights), chunk].cumsum(-1, dtype=torch.float64)
     # A share again: the chunk's sum in float64 is not quite the one in float32 that led here.
     place, _ = _passed(inner, within * inner[:, -1], inclusive)
     return chunk * CHUNK + place
-
-
-def top(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the `count` greatest of each row, in descending order, and their places."""
-    if logits.is_cuda or logits.shape[1] % CHUNK or count * CHUNK * 4 > logits.shape[1]:
-        values, places = logits.topk(count)
-        return values, places
-    # They are all in the `count` chunks with the greatest peaks.
-    chunks = logits.unflatten(1, (-1, CHUNK))
-    chosen = chunks.amax(-1).topk(count).indices
-    values, inside = chunks[_all_rows(logits)[:, None], chosen].flatten(1).topk(count)
-    return values, chosen.gather(1, inside // CHUNK) * CHUNK + inside % CHUNK
-
-
-def blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Split the columns: on a CPU, work on all of them at once would miss its cache."""
-    return (tensor,) if tensor.is_cuda else tensor.split(_BLOCK, 1)
 
 
 def _passed(
@@ -122,7 +82,8 @@ def _passed(
     return places[:, 0], share[:, 0]
 
 
-def _all_rows(tensor: torch.Tensor) -> torch.Tensor:
+def all_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of a tensor's rows."""
     return torch.arange(len(tensor), device=tensor.device)
 
 

@@ -7,17 +7,18 @@ the most likely token, or: temperature, min-p, top-k, top-p and a draw
 
 import math
 import random
-from collections.abc import Collection, Sequence as Rows
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
+from folovllm.core.plan import NewSequence
 from folovllm.outputs import Logprob
-from folovllm.request import Sequence
 from folovllm.sampling import logprobs, ops
+from folovllm.sampling.device import device_ops
 from folovllm.sampling.edits import EditBatch
-from folovllm.sampling.state import EncodeWord, SequenceState, Stage, make_state
+from folovllm.sampling.state import SamplingState, Stage, make_state
 from folovllm.sampling.truncation import Limits, draw_truncated
 
 # As plain ints: operations on an IntFlag take a microsecond each.
@@ -45,107 +46,85 @@ class SampledTokens:
 class Sampler:
     """Chooses the next token of each sequence.
 
-    It keeps a state for each sequence from when it first sees it until `forget`: above all its
-    random numbers, of which each drawn token takes one. So the tokens of a sequence do not
-    depend on its neighbours, nor on whether it was preempted.
+    It keeps a state for each sequence from `meet` to `forget`: above all its random numbers, of
+    which each drawn token takes one. So the tokens of a sequence do not depend on its
+    neighbours, nor on whether it was preempted.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        device: torch.device,
-        *,
-        eos_token_ids: Collection[int],
-        seed: int,
-        encode_word: EncodeWord | None,
-    ) -> None:
-        """Make a sampler that has seen no sequence.
+    def __init__(self, vocab_size: int, device: torch.device, *, seed: int) -> None:
+        """Make a sampler that knows no sequence.
 
         Args:
             vocab_size: tokens that can be chosen, ids below it.
             device: where the logits are.
-            eos_token_ids: end-of-sequence ids, which `min_tokens` holds back.
             seed: of the sequences without a seed of their own.
-            encode_word: from a bad word to the token-id sequences that spell it; None without a
-                tokenizer, where bad words were refused before.
         """
         self._vocab_size = vocab_size
         self._device = device
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._encode_word = encode_word
+        self._ops = device_ops(device)
         self._seeds = random.Random(seed)  # noqa: S311 - nothing secret
-        self._states: dict[str, SequenceState] = {}
-        self._seq_ids: dict[str, list[str]] = {}  # of the states, by request
+        self._states: dict[str, SamplingState] = {}
         self._scratch = torch.empty(0, device=device)
 
-    def sample(self, logits: torch.Tensor, seqs: Rows[Sequence]) -> SampledTokens:
+    def meet(self, sequences: Iterable[NewSequence]) -> None:
+        """Get to know sequences, which have no output yet."""
+        for new in sequences:
+            self._states[new.seq_id] = make_state(
+                new, vocab_size=self._vocab_size, seeds=self._seeds
+            )
+
+    def forget(self, seq_ids: Iterable[str]) -> None:
+        """Drop what is kept of finished sequences; unknown ids are fine."""
+        for seq_id in seq_ids:
+            self._states.pop(seq_id, None)
+
+    def sample(self, logits: torch.Tensor, seq_ids: Sequence[str]) -> SampledTokens:
         """Choose a token for each sequence.
 
         Args:
             logits: [rows, >= vocab_size] of any floating-point type, a row a sequence, in order.
                 The caller's: they are only read, so rows may share their memory. Columns beyond
                 the vocabulary are padding.
-            seqs: the sequences; at least one. `data` is what was generated of each so far.
+            seq_ids: the sequences; at least one.
         """
-        states = [self._states.get(seq.seq_id) or self._meet(seq) for seq in seqs]
+        states = [self._states[seq_id] for seq_id in seq_ids]
         stages = 0
         for state in states:
             stages |= state.stages
         raw = logits[:, : self._vocab_size]
-        edited = self._edit(raw, states, seqs) if stages & _EDITED else None
+        edited = self._edit(raw, states) if stages & _EDITED else None
         peaks, tokens = self._choose(raw if edited is None else edited, states, stages)
         raw_peaks = peaks if edited is None else raw.amax(-1)
         groups = _by_count(states) if stages & _LOGPROBS else {}
         tables = [self._tabulate(raw, tokens, *group) for group in groups.items()]
-        return _fetch(tokens, raw_peaks, peaks, groups, tables)
+        sampled = _fetch(tokens, raw_peaks, peaks, groups, tables)
+        if stages & _EDITED:
+            _append(states, sampled.token_ids)
+        return sampled
 
     def prompt_logprobs(
-        self, logits: torch.Tensor, token_ids: Rows[int], count: int
+        self, logits: torch.Tensor, seq_id: str, token_ids: Sequence[int]
     ) -> list[dict[int, Logprob]]:
-        """Return the log probabilities of prompt tokens.
+        """Return the log probabilities of prompt tokens, as many as the sequence asked for.
 
         Args:
             logits: [m, >= vocab_size] at m positions of a prompt; only read.
+            seq_id: the sequence.
             token_ids: the m tokens that do come next.
-            count: `SamplingParams.prompt_logprobs`: of how many of the most likely tokens at
-                each position to report as well; -1 for the vocabulary.
         """
-        count = self._vocab_size if count == -1 else min(count, self._vocab_size)
+        count = max(0, self._states[seq_id].num_prompt_logprobs)
         raw, tokens = logits[:, : self._vocab_size], self._send(token_ids)
         # A long prompt's rows together would take memory that no other step takes.
         parts = zip(raw.split(_PROMPT_ROWS), tokens.split(_PROMPT_ROWS), strict=True)
-        table = torch.cat([logprobs.tabulate(*part, count) for part in parts])
+        table = torch.cat([logprobs.tabulate(*part, count, self._ops) for part in parts])
         return logprobs.to_dicts(token_ids, table.tolist(), count)
 
-    def forget(self, request_id: str) -> None:
-        """Drop what is known of a request's sequences: it is finished."""
-        for seq_id in self._seq_ids.pop(request_id, ()):
-            del self._states[seq_id]
-
-    def _meet(self, seq: Sequence) -> SequenceState:
-        self._seq_ids.setdefault(seq.request_id, []).append(seq.seq_id)
-        state = self._states[seq.seq_id] = make_state(
-            seq,
-            vocab_size=self._vocab_size,
-            eos_token_ids=self._eos_token_ids,
-            encode_word=self._encode_word,
-            seeds=self._seeds,
-        )
-        return state
-
-    def _edit(
-        self, raw: torch.Tensor, states: Rows[SequenceState], seqs: Rows[Sequence]
-    ) -> torch.Tensor | None:
+    def _edit(self, raw: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor | None:
         """Return the logits as the sequences want them; None where they are so already."""
         batch = EditBatch()
         for row, state in enumerate(states):
-            if state.edits is None or not state.stages & _EDITED:
-                continue
-            output = seqs[row].data.output_token_ids
-            if state.edits.lasting or len(output) < state.edits.min_tokens:
-                batch.add(row, state.edits, output)
-            else:
-                state.stages &= ~_EDITED
+            if state.edits is not None and state.stages & _EDITED:
+                batch.add(row, state.edits)
         if not batch:
             return None
         edited = raw.to(torch.float32, copy=True)
@@ -153,22 +132,22 @@ class Sampler:
         return edited
 
     def _choose(
-        self, logits: torch.Tensor, states: Rows[SequenceState], stages: int
+        self, logits: torch.Tensor, states: Sequence[SamplingState], stages: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the greatest logit and the token of each row."""
         if not stages & _RANDOM:
-            return ops.largest(logits)
+            return self._ops.largest(logits)
         rows = [row for row, state in enumerate(states) if state.stages & _RANDOM]
         if len(rows) == len(states):
             peaks = logits.amax(-1)
             return peaks, self._draw(logits, peaks, states)
-        peaks, tokens = ops.largest(logits)
+        peaks, tokens = self._ops.largest(logits)
         places = self._send(rows)
         tokens[places] = self._draw(logits[places], peaks[places], [states[row] for row in rows])
         return peaks, tokens
 
     def _draw(
-        self, logits: torch.Tensor, peaks: torch.Tensor, states: Rows[SequenceState]
+        self, logits: torch.Tensor, peaks: torch.Tensor, states: Sequence[SamplingState]
     ) -> torch.Tensor:
         columns = [(s.uniform(), s.factor, s.log_min_p, s.top_k, s.top_p) for s in states]
         table = torch.tensor(columns, dtype=torch.float64).to(self._device, non_blocking=True)
@@ -177,11 +156,11 @@ class Sampler:
         limits = Limits(log_min_p.float(), top_k.long(), top_p, self._vocab_size)
         rows = [row for row, state in enumerate(states) if state.stages & _TRUNCATED]
         if len(rows) == len(states):
-            return draw_truncated(scaled, limits, uniforms)
+            return draw_truncated(scaled, limits, uniforms, self._ops)
         if not rows:
             return ops.search(scaled.exp_(), uniforms)
         cut = self._send(rows)
-        drawn = draw_truncated(scaled[cut], limits.of(cut), uniforms[cut])
+        drawn = draw_truncated(scaled[cut], limits.of(cut), uniforms[cut], self._ops)
         tokens = ops.search(scaled.exp_(), uniforms)
         tokens[cut] = drawn
         return tokens
@@ -197,18 +176,30 @@ class Sampler:
         return self._scratch[: rows * columns].view(rows, columns)
 
     def _tabulate(
-        self, raw: torch.Tensor, tokens: torch.Tensor, count: int, rows: Rows[int]
+        self, raw: torch.Tensor, tokens: torch.Tensor, count: int, rows: Sequence[int]
     ) -> torch.Tensor:
         if len(rows) < len(raw):
             places = self._send(rows)
             raw, tokens = raw[places], tokens[places]
-        return logprobs.tabulate(raw, tokens, count)
+        return logprobs.tabulate(raw, tokens, count, self._ops)
 
-    def _send(self, rows: Rows[int]) -> torch.Tensor:
+    def _send(self, rows: Sequence[int]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.int64).to(self._device, non_blocking=True)
 
 
-def _by_count(states: Rows[SequenceState]) -> dict[int, list[int]]:
+def _append(states: Iterable[SamplingState], token_ids: Iterable[int]) -> None:
+    """Tell the edits what was generated, as long as they have anything to do.
+
+    Where the rest of a step fails, its sequences end with it: nothing is to be taken back.
+    """
+    for state, token in zip(states, token_ids, strict=True):
+        if state.edits is not None and state.stages & _EDITED:
+            state.edits.append(token)
+            if not state.edits.active:
+                state.stages &= ~_EDITED
+
+
+def _by_count(states: Sequence[SamplingState]) -> dict[int, list[int]]:
     """Return the rows that want logprobs, by how many: each number is one call."""
     groups: dict[int, list[int]] = {}
     for row, state in enumerate(states):
@@ -222,7 +213,7 @@ def _fetch(
     raw_peaks: torch.Tensor,
     peaks: torch.Tensor,
     groups: dict[int, list[int]],
-    tables: Rows[torch.Tensor],
+    tables: Sequence[torch.Tensor],
 ) -> SampledTokens:
     """Bring everything to the host in one transfer: float64 holds ids exactly."""
     rows = len(tokens)
@@ -242,7 +233,7 @@ def _fetch(
     return SampledTokens(token_ids, reported, failed)
 
 
-def _failures(raw_peaks: Rows[float], peaks: Rows[float]) -> dict[int, str]:
+def _failures(raw_peaks: Sequence[float], peaks: Sequence[float]) -> dict[int, str]:
     failed = {}
     for row, (raw, peak) in enumerate(zip(raw_peaks, peaks, strict=True)):
         if math.isfinite(raw) and math.isfinite(peak):

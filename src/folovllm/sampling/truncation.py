@@ -10,12 +10,13 @@ the chunks with the greatest peaks are sorted; for the few rows where the cutoff
 below what these can tell, all is.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from folovllm.sampling.ops import CHUNK, blocks, search
+from folovllm.sampling.device import DeviceOps
+from folovllm.sampling.ops import CHUNK, all_rows, search
 
 _CANDIDATE_CHUNKS = 64
 
@@ -84,33 +85,37 @@ def cutoffs(ordered: torch.Tensor, limits: Limits, totals: torch.Tensor | None =
     return Cutoffs(low, torch.where(no_top_p, low, torch.maximum(low, nucleus)), found)
 
 
-def draw_truncated(scaled: torch.Tensor, limits: Limits, uniforms: torch.Tensor) -> torch.Tensor:
+def draw_truncated(
+    scaled: torch.Tensor, limits: Limits, uniforms: torch.Tensor, device: DeviceOps
+) -> torch.Tensor:
     """Draw a token a row from what the limits leave.
 
     Args:
         scaled: [rows, n] scaled logits in whole chunks, the greatest of each row 0; left as is.
         limits: of the rows.
         uniforms: [rows] in float64, in [0, 1).
+        device: the operations of the tensors' device.
 
     Returns:
         [rows] token ids.
     """
-    # A GPU sorts fast, and asking it which rows are left to sort would make the host wait.
-    if scaled.is_cuda or scaled.shape[1] < 4 * _CANDIDATE_CHUNKS * CHUNK:
-        return _draw_sorted(scaled, limits, uniforms)
-    tokens, found = _draw_candidates(scaled, limits, uniforms)
+    if not device.seeks_candidates or scaled.shape[1] < 4 * _CANDIDATE_CHUNKS * CHUNK:
+        return _draw_sorted(scaled, limits, uniforms, device)
+    tokens, found = _draw_candidates(scaled, limits, uniforms, device)
     rest = (~found).nonzero()[:, 0]
     if len(rest):
-        tokens[rest] = _draw_sorted(scaled[rest], limits.of(rest), uniforms[rest])
+        tokens[rest] = _draw_sorted(scaled[rest], limits.of(rest), uniforms[rest], device)
     return tokens
 
 
-def _draw_sorted(scaled: torch.Tensor, limits: Limits, uniforms: torch.Tensor) -> torch.Tensor:
-    return search(_kept(scaled, cutoffs(_sort(scaled), limits).final), uniforms)
+def _draw_sorted(
+    scaled: torch.Tensor, limits: Limits, uniforms: torch.Tensor, device: DeviceOps
+) -> torch.Tensor:
+    return search(_kept(scaled, cutoffs(device.sort(scaled), limits).final), uniforms)
 
 
 def _draw_candidates(
-    scaled: torch.Tensor, limits: Limits, uniforms: torch.Tensor
+    scaled: torch.Tensor, limits: Limits, uniforms: torch.Tensor, device: DeviceOps
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw from the chunks with the greatest peaks; say where that is the whole truth."""
     chunks = scaled.unflatten(1, (-1, CHUNK))
@@ -118,10 +123,10 @@ def _draw_candidates(
     bound = top.values[:, -1]  # nothing outside of the candidates is greater
     # In the vocabulary's order, so that a number draws the same token as from the whole row.
     places = top.indices[:, :-1].sort(-1).values
-    candidates = chunks[torch.arange(len(chunks))[:, None], places].flatten(1)
+    candidates = chunks[all_rows(chunks)[:, None], places].flatten(1)
     unbounded = limits.unbounded
-    totals = _sum_exp(scaled) if unbounded.any() else None
-    cut = cutoffs(_sort(candidates), limits, totals)
+    totals = _sum_exp(device.blocks(scaled)) if unbounded.any() else None
+    cut = cutoffs(device.sort(candidates), limits, totals)
     # Equal to the bound would be a tie with what is outside; -inf is nothing to tie with.
     known = (bound < cut.final) & (unbounded | (bound < cut.before_top_p))
     found = cut.found & known | (bound == -torch.inf)
@@ -134,15 +139,5 @@ def _kept(scaled: torch.Tensor, cutoff: torch.Tensor) -> torch.Tensor:
     return scaled.masked_fill(scaled < cutoff[:, None], -torch.inf).exp_()
 
 
-def _sort(values: torch.Tensor) -> torch.Tensor:
-    """Return each row in descending order."""
-    if values.is_cuda:
-        return values.sort(-1, descending=True).values
-    # NumPy sorts values alone, with vector instructions: 30 times as fast as torch on a CPU.
-    negated = -values
-    np.ndarray.sort(negated.numpy(), axis=-1)
-    return negated.neg_()
-
-
-def _sum_exp(scaled: torch.Tensor) -> torch.Tensor:
-    return torch.stack([part.exp().sum(-1) for part in blocks(scaled)]).double().sum(0)
+def _sum_exp(blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([block.exp().sum(-1) for block in blocks]).double().sum(0)

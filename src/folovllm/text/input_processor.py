@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _FORMS = "text, a list of token ids, {'prompt': text} or {'prompt_token_ids': ids}"
 _KEYS = ("prompt", "prompt_token_ids")
+_SALT = "cache_salt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,17 @@ class TokenizedPrompt:
     Attributes:
         text: None where the user gave token ids.
         token_ids: of the text, with its special tokens, or what the user gave.
+        cache_salt: see `Request`.
     """
 
     text: str | None
     token_ids: list[int]
+    cache_salt: str | None = None
 
 
 PromptType: TypeAlias = str | Sequence[int] | Mapping[str, Any] | TokenizedPrompt
-"""One prompt: text, token ids, one of vLLM's dicts with either, or a tokenized one."""
+"""One prompt: text, token ids, one of vLLM's dicts with either, or a tokenized one. A dict may
+have a `cache_salt`: only prompts with the same one share cache blocks."""
 
 
 class InputProcessor:
@@ -43,6 +47,7 @@ class InputProcessor:
         *,
         max_model_len: int,
         vocab_size: int,
+        eos_token_ids: Iterable[int] = (),
     ) -> None:
         """Take the limits.
 
@@ -50,10 +55,12 @@ class InputProcessor:
             tokenizer: None for token ids in and out alone.
             max_model_len: most tokens of a sequence, prompt and output.
             vocab_size: number of the model's embeddings.
+            eos_token_ids: the model's own ids that end an output.
         """
         self.tokenizer = tokenizer
-        self.max_model_len = max_model_len
-        self.vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+        self._eos_token_ids = tuple(eos_token_ids)
 
     def process(
         self,
@@ -93,6 +100,9 @@ class InputProcessor:
             sampling_params=params,
             arrival_time=time.time() if arrival_time is None else arrival_time,
             priority=check_int("priority", priority, -(2**63), 2**63 - 1),
+            cache_salt=tokenized.cache_salt,
+            bad_words=[ids for word in params.bad_words for ids in self._encode_word(word)],
+            eos_token_ids=self._eos_token_ids,
         )
 
     def tokenize(
@@ -109,14 +119,16 @@ class InputProcessor:
             ValueError: one is no prompt, or text without a tokenizer; a list of several names it
                 by its place.
         """
-        parsed: list[str | TokenizedPrompt] = []
+        parsed: list[tuple[str, str | None] | TokenizedPrompt] = []
         for i, prompt in enumerate(prompts):
             parsed.append(self._parse(f"prompts[{i}]" if len(prompts) > 1 else "prompt", prompt))
-        texts = [prompt for prompt in parsed if isinstance(prompt, str)]
+        texts = [prompt[0] for prompt in parsed if isinstance(prompt, tuple)]
         ids = iter(self._encode(texts, add_special_tokens=add_special_tokens))
-        return [TokenizedPrompt(p, next(ids)) if isinstance(p, str) else p for p in parsed]
+        return [
+            TokenizedPrompt(p[0], next(ids), p[1]) if isinstance(p, tuple) else p for p in parsed
+        ]
 
-    def encode_word(self, word: str) -> list[list[int]]:
+    def _encode_word(self, word: str) -> list[list[int]]:
         """Return the token ids that spell one of `SamplingParams.bad_words`.
 
         At the beginning of the text and after a space, where that is another first token; the
@@ -138,29 +150,32 @@ class InputProcessor:
         self._check_vocabulary("logit_bias", params.logit_bias or ())
         for field in ("logprobs", "prompt_logprobs"):
             count = getattr(params, field)
-            if count is not None and count > self.vocab_size:
-                refuse(field, count, f"at most {self.vocab_size} (the vocabulary's size)")
+            if count is not None and count > self._vocab_size:
+                refuse(field, count, f"at most {self._vocab_size} (the vocabulary's size)")
         if self.tokenizer is None:
             for field in ("stop", "bad_words"):
                 if value := getattr(params, field):
                     refuse(field, value, "empty: there is no tokenizer to make or read text with")
 
-    def _parse(self, name: str, prompt: object) -> str | TokenizedPrompt:
+    def _parse(self, name: str, prompt: object) -> tuple[str, str | None] | TokenizedPrompt:
+        """A text with its salt, still to be tokenised, or a prompt that needs no tokenizer."""
         if isinstance(prompt, TokenizedPrompt):
             return prompt
+        salt = None
         if isinstance(prompt, Mapping):
+            salt = _check_salt(name, prompt.get(_SALT))
             key, prompt = _only_value(name, prompt)
             name = f"{name}[{key!r}]"
             if (key == "prompt") is not isinstance(prompt, str):
                 refuse(name, prompt, "text" if key == "prompt" else "a list of token ids")
         if isinstance(prompt, str):
-            return self._check_text(name, prompt)
+            return self._check_text(name, prompt), salt
         if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
             refuse(name, prompt, _FORMS)
         token_ids = check_token_ids(name, prompt)
         if not token_ids:
             refuse(name, prompt, "a list of at least one token id")
-        return TokenizedPrompt(None, token_ids)
+        return TokenizedPrompt(None, token_ids, salt)
 
     def _check_text(self, name: str, text: str) -> str:
         if self.tokenizer is None:
@@ -184,22 +199,28 @@ class InputProcessor:
     def _check_length(self, text: str | None, token_ids: list[int]) -> None:
         if not token_ids:
             refuse("prompt", text, "a text of at least one token")
-        if len(token_ids) >= self.max_model_len:
+        if len(token_ids) >= self._max_model_len:
             raise ValueError(
                 f"the prompt has {len(token_ids)} tokens and the model's max_model_len is "
-                f"{self.max_model_len}, of which one must be left for the output: shorten the "
+                f"{self._max_model_len}, of which one must be left for the output: shorten the "
                 "prompt, or keep its end alone with truncate_prompt_tokens"
             )
 
     def _check_vocabulary(self, field: str, token_ids: Iterable[int]) -> None:
-        if max(token_ids, default=0) >= self.vocab_size:
-            wrong = next(token_id for token_id in token_ids if token_id >= self.vocab_size)
-            refuse(field, wrong, f"token ids below {self.vocab_size} (the vocabulary's size)")
+        if max(token_ids, default=0) >= self._vocab_size:
+            wrong = next(token_id for token_id in token_ids if token_id >= self._vocab_size)
+            refuse(field, wrong, f"token ids below {self._vocab_size} (the vocabulary's size)")
+
+
+def _check_salt(name: str, salt: object) -> str | None:
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        refuse(f"{name}[{_SALT!r}]", salt, "a string that is not empty")
+    return salt
 
 
 def _only_value(name: str, prompt: Mapping[str, Any]) -> tuple[str, object]:
     """The key and the value of a dict that has the text or the ids."""
-    if unknown := [key for key in prompt if key not in _KEYS]:
+    if unknown := [key for key in prompt if key not in (*_KEYS, _SALT)]:
         _refuse_key(name, unknown[0])
     given = [key for key in _KEYS if prompt.get(key) is not None]
     if len(given) != 1:
@@ -210,6 +231,6 @@ def _only_value(name: str, prompt: Mapping[str, Any]) -> tuple[str, object]:
 
 def _refuse_key(name: str, key: object) -> NoReturn:
     raise ValueError(
-        f"{name} has the key {key!r}{nearest(str(key), _KEYS)}; it takes 'prompt' or "
-        "'prompt_token_ids'"
+        f"{name} has the key {key!r}{nearest(str(key), (*_KEYS, _SALT))}; it takes 'prompt' or "
+        "'prompt_token_ids', and 'cache_salt'"
     )

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from folovllm.attention.backend import AttentionBackend, AttentionStep, LayerCache
-from folovllm.attention.paged import PagedMetadata
+from folovllm.attention.batch import Batch
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.utils.transfer import pack, unpack
-from folovllm.worker.batch import Batch
 from folovllm.worker.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
@@ -29,9 +28,6 @@ logger = logging.getLogger(__name__)
 Work: TypeAlias = Callable[[], object]
 Capture: TypeAlias = Callable[[Work], Work]
 """Notes what work a device is given, without doing it, and gives what does the same again."""
-
-_NONE = np.zeros(0, np.int64)
-_NOBODY = Batch(_NONE, _NONE, _NONE, [], [], [], [], [], [])
 
 
 def bucket_sizes(most: int) -> tuple[int, ...]:
@@ -91,16 +87,14 @@ class DecodeGraphs:
     ) -> None:
         """Take the memory for the inputs, and capture the largest first: others fit in there."""
         self._model, self._backend, self._layers, self._sizes = model, backend, layers, sizes
-        self._max_len = max_model_len
+        self._block_size = block_size
         most, width = sizes[-1], -(-max_model_len // block_size)
-        self._rows = TableRows(most, width)
         device = model.device
+        self._attention = backend.capture(most, width, max_model_len, device)
         self._order = torch.arange(most, device=device)
-        self._bounds = torch.arange(most + 1, dtype=torch.int32, device=device)
-        self._table = torch.zeros(most, width, dtype=torch.int32, device=device)
-        largest = pack(_arrays(most, _NOBODY, np.zeros((most, width), np.int32)), pinned=False)
+        largest = pack(self._arrays(self._nobody(most, width)), pinned=False)
         self._received = torch.zeros_like(largest, device=device)
-        self._load(most, _NOBODY)
+        self._load(self._nobody(most))
         self._logits = torch.empty_like(self._forward(most))
         self._replays = {size: self._capture(size, capture) for size in reversed(sizes)}
 
@@ -113,81 +107,41 @@ class DecodeGraphs:
         """
         count = len(batch.query_lens)
         place = bisect_left(self._sizes, count)
-        if place == len(self._sizes) or not batch.decodes:
+        if place == len(self._sizes) or not batch.has_single_tokens:
             return None
-        self._load(self._sizes[place], batch)
-        self._replays[self._sizes[place]]()
+        size = self._sizes[place]
+        self._load(batch.padded(size))
+        self._replays[size]()
         return self._logits[:count]
 
     def _capture(self, size: int, capture: Capture) -> Work:
-        self._load(size, _NOBODY)
+        self._load(self._nobody(size))
         self._forward(size)  # kernels are loaded, and some compiled, when they first run
         logits = self._logits[:size]
         return capture(lambda: logits.copy_(self._forward(size)))
 
     def _forward(self, size: int) -> torch.Tensor:
         """Run the model on what was loaded for a batch size."""
-        numbers, seq_ends = unpack(self._received, _arrays(size, _NOBODY))
-        token_ids, positions, slots = numbers
-        metadata = PagedMetadata(
-            slots, self._bounds[: size + 1], seq_ends, self._table[:size], 1, self._max_len
-        )
+        token_ids, positions, *tensors = unpack(self._received, self._arrays(self._nobody(size)))
+        metadata = self._attention.metadata(tensors)
         step = AttentionStep(self._backend, self._layers, metadata)
         return self._model.forward(token_ids, positions, step, self._order[:size])
 
-    def _load(self, size: int, batch: Batch) -> None:
-        """Put a batch, padded to a size, where the graphs read: one copy to the device.
-
-        The table's rows arrive side by side, and are moved there to where each begins at a
-        place of its own whatever their width is.
-        """
-        table = self._rows.update(batch.block_ids, size)
-        arrays = _arrays(size, batch, table)
+    def _load(self, batch: Batch) -> None:
+        """Put a padded batch where the graphs read: one copy to the device."""
+        arrays = self._arrays(batch)
         packed = pack(arrays, pinned=self._received.is_cuda)
         self._received[: len(packed)].copy_(packed, non_blocking=True)
-        self._table[:size, : table.shape[1]].copy_(unpack(self._received, arrays)[-1])
+        self._attention.load(unpack(self._received, arrays)[2:])
 
+    def _arrays(self, batch: Batch) -> list[np.ndarray]:
+        return [batch.token_ids, batch.positions, *self._attention.arrays(batch)]
 
-class TableRows:
-    """The block table on the host, from step to step: few of its rows change between two.
-
-    Args:
-        rows: the most sequences.
-        width: the most blocks of one.
-    """
-
-    def __init__(self, rows: int, width: int) -> None:
-        """All null blocks."""
-        self._table = np.zeros((rows, width), np.int32)
-        self._known: list[list[int]] = [[] for _ in range(rows)]
-
-    def update(self, block_ids: list[list[int]], size: int) -> np.ndarray:
-        """The table of these sequences, padded with the null block to `size` rows.
-
-        Returns:
-            int32, `[size, width]`, as wide as the longest; valid until the next call.
-        """
-        padding: list[list[int]] = [[]] * (size - len(block_ids))
-        for row, ids in enumerate(block_ids + padding):
-            known = self._known[row]
-            if ids != known:
-                self._table[row, : len(ids)] = ids
-                self._table[row, len(ids) : len(known)] = 0
-                self._known[row] = ids.copy()
-        return self._table[:size, : max(map(len, block_ids), default=1)]
-
-
-def _arrays(size: int, batch: Batch, *table: np.ndarray) -> list[np.ndarray]:
-    """What a graph reads: ids, positions and slots `[3, size]`, ends of lengths `[size + 1]`.
-
-    Padding is a sequence of one token, token 0 in the null block.
-    """
-    count = len(batch.seq_lens)
-    numbers = np.zeros((3, size), np.int64)
-    numbers[:, :count] = batch.token_ids, batch.positions, batch.slots
-    ends = np.ones(size + 1, np.int32)
-    ends[0], ends[1 : count + 1] = 0, batch.seq_lens
-    return [numbers, ends.cumsum(dtype=np.int32), *table]
+    def _nobody(self, size: int, width: int = 1) -> Batch:
+        """Padding alone."""
+        none = np.zeros(0, np.int64)
+        table = np.zeros((0, width), np.int32)
+        return Batch(none, none, none, none, none, table, self._block_size).padded(size)
 
 
 @dataclass(slots=True)

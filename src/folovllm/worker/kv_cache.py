@@ -1,13 +1,14 @@
 """The tensors of the paged KV cache: how many blocks, made where, and moved how."""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
 import torch
 
 from folovllm.attention.backend import LayerCache, LayerSpec
+from folovllm.core.plan import Moves
 from folovllm.errors import ConfigError, is_out_of_memory
 from folovllm.machine.memory import available_memory
 
@@ -27,6 +28,8 @@ class KVCache:
         device: of the first pool.
 
     Attributes:
+        num_blocks: on the device.
+        num_host_blocks: in host memory.
         layers: each layer's cache on the device.
         host_layers: each layer's cache in host memory.
 
@@ -44,6 +47,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         """Take the memory; on a CPU the system gives it out as it is first written to."""
+        self.num_blocks, self.num_host_blocks = num_blocks, num_host_blocks
 
         def make(blocks: int, where: torch.device) -> list[LayerCache]:
             shape = (blocks, block_size)
@@ -68,28 +72,32 @@ class KVCache:
                     LayerCache(*(t.pin_memory() for t in c)) for c in self.host_layers
                 ]
 
-    def swap_out(self, moves: tuple[tuple[int, int], ...]) -> None:
+    def swap_out(self, moves: Moves) -> None:
         """Copy blocks (device, host) to host memory."""
         _swap(self.layers, self.host_layers, moves)
 
-    def swap_in(self, moves: tuple[tuple[int, int], ...]) -> None:
+    def swap_in(self, moves: Moves) -> None:
         """Copy blocks (host, device) back to the device."""
         _swap(self.host_layers, self.layers, moves)
 
-    def copy(self, moves: tuple[tuple[int, int], ...]) -> None:
+    def copy(self, moves: Moves) -> None:
         """Copy blocks (source, target) on the device."""
         if moves:
-            device = self.layers[0].keys.device
-            sources, targets = torch.tensor(moves).to(device, non_blocking=True).T
+            sources, targets = self._send(moves).T
             for layer in self.layers:
                 for pages in layer:
                     pages[targets] = pages[sources]
 
-    def clear(self, block_ids: list[int]) -> None:
+    def clear(self, block_ids: Sequence[int]) -> None:
         """Write zeros: what is not finite in a block would spoil whoever gets it next."""
-        for cache in self.layers:
-            for pages in cache:
-                pages[block_ids] = 0
+        if block_ids:
+            blocks = self._send(block_ids)
+            for layer in self.layers:
+                for pages in layer:
+                    pages.index_fill_(0, blocks, 0)
+
+    def _send(self, numbers: Sequence[int] | Moves) -> torch.Tensor:
+        return torch.tensor(numbers).to(self.layers[0].keys.device, non_blocking=True)
 
 
 @contextmanager
@@ -115,9 +123,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def _swap(
-    sources: list[LayerCache], targets: list[LayerCache], moves: tuple[tuple[int, int], ...]
-) -> None:
+def _swap(sources: list[LayerCache], targets: list[LayerCache], moves: Moves) -> None:
     """Block by block, from pinned memory or to it: nothing waits for these copies but the step."""
     for layer, new_layer in zip(sources, targets, strict=True):
         for pages, new_pages in zip(layer, new_layer, strict=True):

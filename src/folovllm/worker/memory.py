@@ -6,18 +6,21 @@ from itertools import count, islice
 
 import torch
 
-from folovllm.attention.backend import AttentionBackend, AttentionStep, BatchLayout, LayerCache
+from folovllm.attention.backend import AttentionBackend, AttentionStep, LayerCache
+from folovllm.attention.batch import Batch
+from folovllm.core.plan import NewSequence, ScheduledSequence
 from folovllm.errors import ConfigError
 from folovllm.models.hf_adapter import PagedModel
-from folovllm.request import Sequence, SequenceData
 from folovllm.sampling.sampler import Sampler
-from folovllm.sampling_params import SamplingParams
+from folovllm.sampling_params import SamplingSpec
+from folovllm.worker.batch import make_batch
+from folovllm.worker.block_tables import BlockTables
 from folovllm.worker.kv_cache import KVCache
 
 _COPY_BYTES = 1 << 26
 
 # What makes the sampler take most memory: a copy to edit, a sort, the probabilities.
-_HARDEST = SamplingParams(top_p=0.9, repetition_penalty=1.1, logprobs=5)
+_HARDEST = SamplingSpec(top_p=0.9, repetition_penalty=1.1, logprobs=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +90,17 @@ def _try_out(
 ) -> tuple[float, int]:
     """The seconds that a step of whole prompts takes, and the bytes that it needs for a while."""
     device = model.device
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    rows = torch.arange(min(num_seqs, len(positions)), device=device)
-    layout, layers = _lay_out(model, lengths, block_size)
-    sampler = Sampler(model.vocab_size, device, eos_token_ids=(), seed=0, encode_word=None)
-    seqs = [Sequence(f"0-{row}", "0", SequenceData([0]), _HARDEST) for row in range(len(rows))]
+    batch, layers = _lay_out(model, lengths, block_size)
+    ids, positions = (torch.from_numpy(a).to(device) for a in (batch.token_ids, batch.positions))
+    rows = torch.arange(min(num_seqs, len(ids)), device=device)
+    sampler = Sampler(model.vocab_size, device, seed=0)
+    seq_ids = [str(row) for row in range(len(rows))]
+    sampler.meet(NewSequence(seq_id, 0, _HARDEST, (0,)) for seq_id in seq_ids)
 
     def step() -> None:
-        attention = AttentionStep(backend, layers, backend.build(layout))
-        logits = model.forward(torch.zeros_like(positions), positions, attention, rows)
-        sampler.sample(logits, seqs)
+        attention = AttentionStep(backend, layers, backend.build(batch, device))
+        logits = model.forward(ids, positions, attention, rows)
+        sampler.sample(logits, seq_ids)
         torch.cuda.synchronize(device)
 
     torch.cuda.synchronize(device)
@@ -111,22 +115,20 @@ def _try_out(
 
 def _lay_out(
     model: PagedModel, lengths: list[int], block_size: int
-) -> tuple[BatchLayout, list[LayerCache]]:
+) -> tuple[Batch, list[LayerCache]]:
     """Prompts of these lengths in blocks one after another; like layers share one cache."""
     blocks = count(1)
-    block_ids = [list(islice(blocks, -(-length // block_size))) for length in lengths]
-    slots = [
-        ids[0] * block_size + offset
-        for ids, length in zip(block_ids, lengths, strict=True)
-        for offset in range(length)
+    entries = [
+        ScheduledSequence(
+            str(i), 0, (0,) * length, 0, tuple(islice(blocks, -(-length // block_size)))
+        )
+        for i, length in enumerate(lengths)
     ]
+    batch = make_batch(entries, BlockTables(), block_size)
     specs = list(dict.fromkeys(model.layers))
     cache = KVCache(specs, next(blocks), 0, block_size, model.dtype, model.device)
     of_spec = dict(zip(specs, cache.layers, strict=True))
-    layout = BatchLayout(
-        lengths, lengths, block_ids, torch.tensor(slots, device=model.device), block_size
-    )
-    return layout, [of_spec[spec] for spec in model.layers]
+    return batch, [of_spec[spec] for spec in model.layers]
 
 
 def _copy_bandwidth(device: torch.device) -> float:

@@ -1,37 +1,18 @@
 """Executes a step: moves cache blocks, runs the model, samples."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 
-from folovllm.attention.backend import AttentionBackend, AttentionStep, BatchLayout
-from folovllm.core.plan import SchedulerOutput
+from folovllm.attention.backend import AttentionBackend, AttentionStep
+from folovllm.attention.batch import Batch
+from folovllm.core.plan import StepPlan, StepResult
 from folovllm.models.hf_adapter import PagedModel
-from folovllm.outputs import Logprob
 from folovllm.sampling.sampler import Sampler
 from folovllm.utils.transfer import send
-from folovllm.worker.batch import Batch, make_batch
+from folovllm.worker.batch import LogitRows, find_logit_rows, make_batch
+from folovllm.worker.block_tables import BlockTables
 from folovllm.worker.cuda_graphs import DecodeGraphs
 from folovllm.worker.kv_cache import KVCache
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What came out of a step.
-
-    Attributes:
-        token_ids: the sampled tokens, in the order of the plan's `samples`.
-        logprobs: their log probabilities in the same order; None when nobody asked.
-        prompt_logprobs: those of prompt tokens, for the positions of a prompt that were computed
-            in this step; by sequence id.
-        failed: sequences whose logits could not be sampled from, and why; by sequence id.
-    """
-
-    token_ids: list[int]
-    logprobs: list[dict[int, Logprob] | None] | None = None
-    prompt_logprobs: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -62,50 +43,60 @@ class ModelRunner:
         self.sampler = sampler
         self.block_size = block_size
         self.graphs = graphs
+        self._tables = BlockTables()
 
     @torch.inference_mode()
-    def execute(self, plan: SchedulerOutput) -> StepResult:
-        """Do what a plan says."""
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Execute one step: forget and meet sequences, move blocks, run the model, sample.
+
+        Raises:
+            NotImplementedError: the plan has drafts.
+        """
+        # In this order, since a finished id may be new again in the same plan.
+        self.sampler.forget(plan.finished)
+        self._tables.forget(plan.finished)
+        self.sampler.meet(plan.new)
+        # Before any copy, which may read or write the blocks that are cleared.
+        self.cache.clear(plan.clear)
         self.cache.swap_out(plan.swap_out)
         self.cache.copy(plan.copies)
         self.cache.swap_in(plan.swap_in)
-        batch = make_batch(plan, self.block_size)
-        logits = None if self.graphs is None else self.graphs.run(batch)
-        return self._sample(plan, batch, self._run(batch) if logits is None else logits)
+        if not plan.scheduled:
+            return StepResult([])
+        rows = find_logit_rows(plan.scheduled)
+        batch = make_batch(plan.scheduled, self._tables, self.block_size)
+        return self._sample(self._run(batch, rows), rows)
 
-    def _run(self, batch: Batch) -> torch.Tensor:
-        """Run the model; the logits of the batch's `logit_rows`."""
-        rows = np.array(batch.logit_rows, np.int64)
-        token_ids, positions, slots, logit_rows = send(
-            [batch.token_ids, batch.positions, batch.slots, rows], self.model.device
-        )
-        layout = BatchLayout(
-            batch.query_lens, batch.seq_lens, batch.block_ids, slots, self.block_size
-        )
-        step = AttentionStep(self.backend, self.cache.layers, self.backend.build(layout))
+    def _run(self, batch: Batch, rows: LogitRows) -> torch.Tensor:
+        """Run the model; the logits of the tokens in `rows`."""
+        # Graphs compute the logits of all tokens, in the order of the batch.
+        is_decode = len(rows.tokens) == len(batch.token_ids) and not rows.prompts
+        if self.graphs is not None and is_decode:
+            logits = self.graphs.run(batch)
+            if logits is not None:
+                return logits
+        arrays = [batch.token_ids, batch.positions, np.array(rows.tokens, np.int64)]
+        token_ids, positions, logit_rows = send(arrays, self.model.device)
+        metadata = self.backend.build(batch, self.model.device)
+        step = AttentionStep(self.backend, self.cache.layers, metadata)
         return self.model.forward(token_ids, positions, step, logit_rows)
 
-    def _sample(self, plan: SchedulerOutput, batch: Batch, logits: torch.Tensor) -> StepResult:
+    def _sample(self, logits: torch.Tensor, rows: LogitRows) -> StepResult:
         prompt_logprobs = {
-            part.seq.seq_id: self.sampler.prompt_logprobs(
-                logits[part.rows.start : part.rows.stop],
-                part.next_tokens,
-                part.seq.sampling_params.prompt_logprobs or 0,
+            part.seq_id: self.sampler.prompt_logprobs(
+                logits[part.rows.start : part.rows.stop], part.seq_id, part.targets
             )
-            for part in batch.prompt_parts
+            for part in rows.prompts
         }
-        seqs = [seq for entry in plan.scheduled for seq in entry.samples]
-        if not seqs:
+        if not rows.seq_ids:
             return StepResult([], prompt_logprobs=prompt_logprobs)
-        rows = batch.sampling_rows
-        count = rows[-1] + 1
+        count = rows.sampled[-1] + 1
         logits = logits[:count]
-        if count < len(rows):  # sequences that fork at the end of their prompt share a row
-            logits = logits[send([np.array(rows)], logits.device)[0]]
-        sampled = self.sampler.sample(logits, seqs)
-        failed = {seqs[row].seq_id: why for row, why in sampled.failed.items()}
-        return StepResult(sampled.token_ids, sampled.logprobs, prompt_logprobs, failed)
-
-    def forget(self, request_id: str) -> None:
-        """Drop what is kept for the sequences of a finished request."""
-        self.sampler.forget(request_id)
+        if count < len(rows.sampled):  # sequences that fork at the end of their prompt share a row
+            logits = logits[send([np.array(rows.sampled)], logits.device)[0]]
+        sampled = self.sampler.sample(logits, rows.seq_ids)
+        logprobs = None
+        if sampled.logprobs is not None:
+            logprobs = [None if one is None else [one] for one in sampled.logprobs]
+        failed = {rows.seq_ids[row]: why for row, why in sampled.failed.items()}
+        return StepResult([[t] for t in sampled.token_ids], logprobs, prompt_logprobs, failed)

@@ -10,7 +10,8 @@ from types import ModuleType
 
 import torch
 
-from folovllm.attention.backend import BatchLayout, LayerCache
+from folovllm.attention.backend import LayerCache
+from tests.unit.attention.reference import make_batch
 
 
 def flash_attn_varlen_func(
@@ -137,7 +138,8 @@ class Case:
                 for _ in range(2)
             )
         )
-        new_slots, inputs, self.whole = [], [], []
+        self.device = torch.device(device)
+        inputs, self.whole = [], []
         for table, (context, count) in zip(self.tables, parts, strict=True):
             places = torch.arange(context + count)
             slots = (torch.tensor(table)[places // page] * page + places % page).to(device)
@@ -145,16 +147,10 @@ class Case:
             for pages, numbers in zip(self.cache, kv, strict=True):
                 pages.flatten(0, 1)[slots[:context]] = numbers[:context]
             query = random(count, heads, size)
-            new_slots.append(slots[context:])
             inputs.append((query, *(numbers[context:] for numbers in kv)))
             self.whole.append((query, *kv))
-        self.layout = BatchLayout(
-            [count for _, count in parts],
-            [context + count for context, count in parts],
-            self.tables,
-            torch.cat(new_slots),
-            page,
-        )
+        self.batch = make_batch(parts, self.tables, page)
+        self.slots = torch.from_numpy(self.batch.slots).to(device)
         flat = [torch.cat(tensors) for tensors in zip(*inputs, strict=True)]
         self.tensors = [tensor.transpose(0, 1)[None] for tensor in flat]
 
@@ -162,7 +158,7 @@ class Case:
         """The output, and the cache that it leaves."""
         cache = LayerCache(*(pages.clone() for pages in self.cache))
         if metadata is None:
-            metadata = backend.build(self.layout)
+            metadata = backend.build(self.batch, self.device)
         return backend.attend(metadata, cache, *self.tensors, options), cache
 
     def expected(self, options):

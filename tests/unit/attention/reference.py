@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from folovllm.attention.backend import AttentionOptions, BatchLayout, LayerCache
+from folovllm.attention.backend import AttentionOptions, LayerCache
+from folovllm.attention.batch import lay_out
 
 TOLERANCES = {
     torch.float32: (1e-4, 1e-5),
@@ -106,26 +108,31 @@ def reference(query, keys, values, options):
     return torch.einsum("htl,lhd->thd", weights / total, values)
 
 
-def lay_out(parts, block_size, generator, padding=0, device="cpu"):
-    """Random blocks for each sequence, block 0 for none; and the slot of each new token."""
+sequences = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=6)
+"""Context and new tokens of each."""
+
+
+def blocks_of(parts, size):
+    """Blocks for each sequence, and some more for its future."""
+    return [
+        [100 * i + j for j in range(-(-(context + count) // size) + i % 2)]
+        for i, (context, count) in enumerate(parts, 1)
+    ]
+
+
+def make_batch(parts, tables, block_size):
+    """The batch of these contexts and new tokens, in these blocks; the tokens do not matter."""
+    contexts, counts = (np.array(numbers) for numbers in zip(*parts, strict=True))
+    width = max(-(-(context + count) // block_size) for context, count in parts)
+    padded = np.array([(table + [0] * width)[:width] for table in tables], np.int32)
+    return lay_out(np.zeros(counts.sum(), np.int64), contexts, counts, padded, block_size)
+
+
+def random_tables(parts, block_size, generator):
+    """Random blocks for each sequence, and how many there are with block 0 and some of nobody."""
     widths = [-(-(context + count) // block_size) for context, count in parts]
     order = (torch.randperm(sum(widths) + 3, generator=generator) + 1).tolist()
-    tables, slots = [], []
-    for width, (context, count) in zip(widths, parts, strict=True):
-        table, order = order[:width], order[width:]
-        tables.append(table)
-        slots += [
-            table[p // block_size] * block_size + p % block_size
-            for p in range(context, context + count)
-        ]
-    layout = BatchLayout(
-        [count for _, count in parts] + [1] * padding,
-        [context + count for context, count in parts] + [1] * padding,
-        tables + [[0]] * padding,
-        torch.tensor(slots + [0] * padding, device=device),
-        block_size,
-    )
-    return layout, sum(widths) + 4
+    return [[order.pop() for _ in range(width)] for width in widths], sum(widths) + 4
 
 
 def check(backend, case, device="cpu", unwritten=0.0):
@@ -138,7 +145,10 @@ def check(backend, case, device="cpu", unwritten=0.0):
         unwritten: what stands in slots that no token of the batch has.
     """
     generator = torch.Generator().manual_seed(case.seed)
-    layout, num_blocks = lay_out(case.parts, case.block_size, generator, case.padding, device)
+    device = torch.device(device)
+    tables, num_blocks = random_tables(case.parts, case.block_size, generator)
+    padding = [(0, 1)] * case.padding
+    batch = make_batch([*case.parts, *padding], tables + [[0] for _ in padding], case.block_size)
     options = case.options(device)
 
     def random(*shape):
@@ -150,7 +160,7 @@ def check(backend, case, device="cpu", unwritten=0.0):
         torch.full((*pages, case.value_size), unwritten, dtype=case.dtype, device=device),
     )
     new, expected = [], []
-    for (context, count), table in zip(case.parts, layout.block_ids, strict=False):
+    for (context, count), table in zip(case.parts, tables, strict=True):
         keys = random(context + count, case.kv_heads, case.key_size)
         values = random(context + count, case.kv_heads, case.value_size)
         places = torch.arange(context)
@@ -170,17 +180,17 @@ def check(backend, case, device="cpu", unwritten=0.0):
         split = torch.cat([tensor.flatten(1) for tensor in flat], 1).split(sizes, 1)
         flat = [part.view_as(tensor) for part, tensor in zip(split, flat, strict=True)]
     inputs = [tensor.transpose(0, 1)[None] for tensor in flat]
-    output = backend.attend(backend.build(layout), cache, *inputs, options)
-    assert output.shape == (1, len(layout.slots), case.heads, case.value_size)
+    output = backend.attend(backend.build(batch, device), cache, *inputs, options)
+    assert output.shape == (1, len(batch.slots), case.heads, case.value_size)
     assert output.dtype == case.dtype
     assert output.isfinite().all()
-    real = len(layout.slots) - case.padding
+    real = len(batch.slots) - case.padding
     rtol, atol = TOLERANCES[case.dtype]
     torch.testing.assert_close(output[0, :real].double(), torch.cat(expected), rtol=rtol, atol=atol)
     for stored, tensor in zip(cache, flat[1:], strict=True):
-        assert torch.equal(stored.flatten(0, 1)[layout.slots[:real]], tensor[:real])
-    written = set(layout.slots.tolist())
-    for (context, _), table in zip(case.parts, layout.block_ids, strict=False):
+        assert torch.equal(stored.flatten(0, 1)[batch.slots[:real]], tensor[:real])
+    written = set(batch.slots.tolist())
+    for (context, _), table in zip(case.parts, tables, strict=True):
         written |= {
             table[p // case.block_size] * case.block_size + p % case.block_size
             for p in range(context)

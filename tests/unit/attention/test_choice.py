@@ -1,13 +1,11 @@
 """Which backend is chosen, and what is said of it."""
 
-import logging
-
 import pytest
 import torch
 
 from folovllm.attention import choice
 from folovllm.attention.backend import AttentionNeeds
-from folovllm.attention.choice import BACKENDS, choose_backend
+from folovllm.attention.choice import BACKENDS, find_backend
 from folovllm.errors import ConfigError
 
 NEEDS = AttentionNeeds(torch.device("cpu"), torch.float32, (), None)
@@ -50,17 +48,16 @@ def test_order():
         ({"flash": None, "sdpa": None}, "sdpa", "sdpa", "asked for"),
     ],
 )
-def test_the_first_that_serves_and_why(backends, caplog, reasons, asked, name, why):
+def test_the_first_that_serves_and_why(backends, reasons, asked, name, why):
     backends(**reasons)
-    caplog.set_level(logging.INFO, "folovllm")
-    assert choose_backend(NEEDS, asked).name == name
-    assert caplog.messages == [f"attention is computed by the {name} backend ({why})"]
+    backend, reason = find_backend(NEEDS, asked)
+    assert (backend.name, reason) == (name, why)
 
 
 def test_an_impossible_one_names_what_would_work(backends):
     backends(flash="needs a CUDA device", triton=None, sdpa=None)
     with pytest.raises(ConfigError) as caught:
-        choose_backend(NEEDS, "flash")
+        find_backend(NEEDS, "flash")
     expected = "attention_backend: flash needs a CUDA device; triton or sdpa can serve here"
     assert str(caught.value) == expected
 
@@ -70,9 +67,9 @@ def test_only_who_may_serve_is_asked(backends, monkeypatch):
     for backend in choice.BACKENDS:
         if backend.name != "triton":
             monkeypatch.setattr(backend, "refusal", lambda needs: pytest.fail("was asked"))
-    assert choose_backend(NEEDS, "triton").name == "triton"
+    assert find_backend(NEEDS, "triton")[0].name == "triton"
 
 
 def test_flash_on_a_cpu():
     with pytest.raises(ConfigError, match=r"flash needs a CUDA device; .*sdpa can serve here$"):
-        choose_backend(NEEDS, "flash")
+        find_backend(NEEDS, "flash")

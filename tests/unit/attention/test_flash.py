@@ -79,7 +79,7 @@ def test_attends_as_torch_does(drawn):
     output, cache = case.run(FlashBackend(), options)
     torch.testing.assert_close(output.double(), case.expected(options), rtol=2e-2, atol=2e-2)
     for pages, written in zip(cache, case.tensors[1:], strict=True):
-        slots = case.layout.slots
+        slots = case.slots
         assert torch.equal(pages.flatten(0, 1)[slots], written[0].transpose(0, 1))
         pages.flatten(0, 1)[slots] = torch.nan  # nothing else was touched
 
@@ -96,7 +96,7 @@ def test_rows_that_pad_a_captured_graph(window):
     for row, blocks in zip(table, case.tables, strict=False):
         row[: len(blocks)] = torch.tensor(blocks)
     metadata = PagedMetadata(
-        torch.cat([case.layout.slots, torch.tensor([0, 0])]),
+        torch.cat([case.slots, torch.tensor([0, 0])]),
         torch.arange(5, dtype=torch.int32),
         lengths.cumsum(0).to(torch.int32),
         table,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from folovllm.attention.backend import AttentionOptions, LayerCache
 from folovllm.attention.sdpa import SdpaBackend
-from tests.unit.attention.reference import cases, check, lay_out
+from tests.unit.attention.reference import cases, check, make_batch, random_tables
 
 
 @settings(max_examples=150, deadline=None)
@@ -24,9 +24,10 @@ def test_in_16_bits(case):
 @pytest.mark.parametrize("window", [None, 5])
 def test_layers_share_what_was_built_once(window):
     """The masks that the first layer makes serve the second."""
-    layout, num_blocks = lay_out([(7, 1), (2, 1), (0, 3)], 4, torch.Generator().manual_seed(0))
+    parts = [(7, 1), (2, 1), (0, 3)]
+    tables, num_blocks = random_tables(parts, 4, torch.Generator().manual_seed(0))
     backend = SdpaBackend()
-    metadata = backend.build(layout)
+    metadata = backend.build(make_batch(parts, tables, 4), torch.device("cpu"))
     options = AttentionOptions(scale=1 / math.sqrt(8), window=window)
     torch.manual_seed(0)
     tensors = [torch.randn(1, 2, 5, 8) for _ in range(3)]
@@ -35,3 +36,9 @@ def test_layers_share_what_was_built_once(window):
         cache = LayerCache(*(torch.ones(num_blocks, 4, 2, 8) for _ in range(2)))
         outputs.append(backend.attend(metadata, cache, *tensors, options))
     assert torch.equal(outputs[0], outputs[1])
+
+
+def test_is_not_captured():
+    assert not SdpaBackend().captures
+    with pytest.raises(NotImplementedError, match="sdpa backend cannot be captured"):
+        SdpaBackend().capture(1, 1, 1, torch.device("cpu"))

@@ -11,11 +11,10 @@ from hypothesis import given, strategies as st
 from folovllm.attention.backend import (
     AttentionNeeds,
     AttentionOptions,
-    BatchLayout,
     LayerAttention,
     LayerSpec,
 )
-from folovllm.attention.choice import choose_backend
+from folovllm.attention.choice import find_backend
 from folovllm.attention.triton import TritonBackend
 from folovllm.errors import ConfigError
 from folovllm.kernels.triton_tiles import (
@@ -28,6 +27,7 @@ from folovllm.kernels.triton_tiles import (
     most_rows,
     padded,
 )
+from tests.unit.attention.reference import make_batch
 
 ROOT = Path(__file__).parents[3]
 CUDA = torch.device("cuda", 0)
@@ -86,7 +86,8 @@ def test_importing_the_package_imports_no_triton():
 def test_serves_a_gpu(gpu, dtype, size):
     gpu(8, 0)
     assert TritonBackend().refusal(make_needs(dtype=dtype, sizes=(size, size))) is None
-    assert choose_backend(make_needs(dtype=dtype, sizes=(size, size)), "triton").name == "triton"
+    needs = make_needs(dtype=dtype, sizes=(size, size))
+    assert find_backend(needs, "triton")[0].name == "triton"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_serves_a_gpu(gpu, dtype, size):
 def test_refuses_with_a_reason(gpu, needs, capability, message):
     gpu(*capability)
     with pytest.raises(ConfigError, match=f"attention_backend: triton .*{message}.*sdpa can"):
-        choose_backend(needs, "triton")
+        find_backend(needs, "triton")
 
 
 def test_serves_the_largest_group(gpu):
@@ -173,12 +174,13 @@ def test_splits(programs, wanted, max_seq_len, splits):
 
 def test_a_launch_depends_on_nothing_but_the_hosts_numbers():
     """A captured one is replayed for other lengths."""
-    slots = torch.zeros(3, dtype=torch.int64)
     query = torch.zeros(1, 4, 3, 64)
     launches = set()
     for lengths in ([1, 2, 500], [500, 499, 1]):
-        layout = BatchLayout([1, 1, 1], lengths, [list(range(1, 33))] * 3, slots, 16)
-        launches.add(choose_launch(TritonBackend().build(layout), query, 2, 64))
+        parts = [(length - 1, 1) for length in lengths]
+        batch = make_batch(parts, [list(range(1, 33))] * 3, 16)
+        metadata = TritonBackend().build(batch, query.device)
+        launches.add(choose_launch(metadata, query, 2, 64))
     assert len(launches) == 1
     assert launches.pop().row_tiles == 3
 

@@ -91,8 +91,8 @@ def test_one_launch_serves_other_lengths():
     """As a captured graph does: the host's numbers are only large enough."""
 
     class Long(TritonBackend):
-        def build(self, layout):
-            return replace(super().build(layout), max_seq_len=4096)
+        def build(self, batch, device):
+            return replace(super().build(batch, device), max_seq_len=4096)
 
     for lengths in ((1, 2), (300, 7)):
         case = Case(tuple((length - 1, 1) for length in lengths), padding=2)

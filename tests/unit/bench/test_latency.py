@@ -19,8 +19,9 @@ class PlayedFloor:
 def measure(clock, engine_of):
     def measured(engine=None, plan=SMALL, max_model_len=64, max_num_seqs=8):
         engine = engine or engine_of(0.25)
-        engine.input_processor = SimpleNamespace(vocab_size=50, max_model_len=max_model_len)
-        engine.config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=max_num_seqs))
+        engine.setup = SimpleNamespace(
+            vocab_size=50, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+        )
         recorded, lines = {}, []
         LatencyBench(
             engine,
@@ -91,8 +92,7 @@ def test_every_other_round_goes_backwards(measure):
 def test_what_was_measured_before_an_error_is_kept(clock, engine_of):
     recorded = []
     engine = engine_of()
-    engine.input_processor = SimpleNamespace(vocab_size=50, max_model_len=64)
-    engine.config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=8))
+    engine.setup = SimpleNamespace(vocab_size=50, max_model_len=64, max_num_seqs=8)
     engine.errors["0-latency-4-0"] = "out of memory"
     bench = LatencyBench(
         *(engine, PlayedFloor()), seed=0, record=recorded.append, say=str, clock=clock.now

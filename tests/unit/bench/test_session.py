@@ -12,7 +12,7 @@ from folovllm.bench.session import (
     results_folder,
     settings_of,
 )
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 READY = Measurement("load", "warm", "folovllm", "ready", "s", "lower", [1.5])
 FACTS = {
@@ -35,7 +35,7 @@ def make(lines, tmp_path):
 
         def limits():
             speed = next(left)
-            return Limits(speed * 1e9, speed * 1e11)
+            return DeviceLimits(speed * 1e9, speed * 1e11)
 
         return Session({"model": "m"}, place, limits, lines.append)
 

@@ -8,7 +8,7 @@ import pytest
 from folovllm.cli.main import main
 from folovllm.diagnostics import cpu, cuda_readers
 from folovllm.diagnostics.cuda_facts import CudaFacts, Library, PciGpu, Torch
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 NOTHING = Library(missing="libcuda.so.1: cannot open shared object file")
 BARE = CudaFacts(library=NOTHING, torch=Torch("2.13.0+cpu"))
@@ -69,7 +69,7 @@ def test_verify_cuda_of_a_broken_machine(machine, capsys):
 
 
 def test_env(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(cpu, "measure_limits", lambda *_: Limits(33e9, 150e9))
+    monkeypatch.setattr(cpu, "measure_limits", lambda *_: DeviceLimits(33e9, 150e9))
     monkeypatch.setattr("folovllm.machine.threads.use_allowed_cores", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "9999")
     path = tmp_path / "report.json"

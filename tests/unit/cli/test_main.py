@@ -123,6 +123,7 @@ def test_as_a_module():
             "except SystemExit: pass"
         ),
         "import folovllm.cli.main as m; m.main(['config'])",
+        "import folovllm.diagnostics.verify",  # its checks say what cannot be imported
     ],
 )
 def test_nothing_heavy_is_imported(code):

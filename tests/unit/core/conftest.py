@@ -5,23 +5,45 @@ from array import array
 from functools import cache
 
 import pytest
+from pydantic import TypeAdapter
 
-from folovllm.config import SchedulerConfig
-from folovllm.core.block_hash import ROOT_HASH
+from folovllm.config.setup import EngineSetup
+from folovllm.core.block_hash import ROOT_HASH, hash_root
 from folovllm.core.kv_cache_manager import KVCacheManager
+from folovllm.core.plan import StepPlan, StepResult
 from folovllm.core.scheduler import Scheduler
 from folovllm.request import Request, SequenceStatus
 from folovllm.sampling_params import SamplingParams
 
 GARBAGE = ("garbage",)
+PLANS = TypeAdapter(StepPlan)
 
 
 @cache
-def chained_hash(tokens: tuple[int, ...], block_size: int) -> bytes:
+def chained_hash(tokens: tuple[int, ...], block_size: int, root: bytes = ROOT_HASH) -> bytes:
     if not tokens:
-        return ROOT_HASH
-    parent = chained_hash(tokens[:-block_size], block_size)
+        return root
+    parent = chained_hash(tokens[:-block_size], block_size, root)
     return hashlib.sha256(parent + array("q", tokens[-block_size:]).tobytes()).digest()
+
+
+def make_setup(**options) -> EngineSetup:
+    """What a scheduler reads of it, and nothing for the rest."""
+    defaults = {
+        "max_model_len": 64,
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 8,
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": True,
+        "policy": "fcfs",
+        "eos_token_id": None,
+        "stop_token_ids": (),
+        "block_size": 4,
+        "num_blocks": 20,
+        "num_host_blocks": 0,
+    }
+    names = EngineSetup.__dataclass_fields__.keys() - {"reasons"}
+    return EngineSetup(**{**dict.fromkeys(names), **defaults, **options})
 
 
 class World:
@@ -51,23 +73,25 @@ class World:
         self.cache = KVCacheManager(
             num_blocks, block_size, enable_prefix_caching=caching, num_host_blocks=host_blocks
         )
-        config = SchedulerConfig(
-            max_num_seqs=max_num_seqs, enable_chunked_prefill=chunked, policy=policy
-        )
-        self.scheduler = Scheduler(
-            config,
-            self.cache,
+        setup = make_setup(
+            max_num_seqs=max_num_seqs,
+            enable_chunked_prefill=chunked,
+            policy=policy,
             max_model_len=max_model_len,
             max_num_batched_tokens=budget,
             **options,
         )
+        self.scheduler = Scheduler(setup, self.cache)
         self.device = [[GARBAGE] * block_size for _ in range(num_blocks)]
         self.host = [[GARBAGE] * block_size for _ in range(host_blocks)]
         self.requests: list[Request] = []
         self.outputs: dict = {}
-        self.batch: list = []
+        # What the worker keeps: the block tables of the sequences that it knows.
+        self.tables: dict[str, list[int]] = {}
 
-    def add(self, prompt, request_id=None, *, priority=0, arrival_time=0.0, **params) -> Request:
+    def add(
+        self, prompt, request_id=None, *, priority=0, arrival_time=0.0, cache_salt=None, **params
+    ) -> Request:
         request = Request(
             request_id or f"r{len(self.requests)}",
             None,
@@ -75,7 +99,9 @@ class World:
             SamplingParams(**params),
             arrival_time=arrival_time,
             priority=priority,
+            cache_salt=cache_salt,
         )
+        self.scheduler.check(request)
         self.scheduler.add_request(request)
         self.requests.append(request)
         for seq in request.get_seqs():
@@ -86,38 +112,70 @@ class World:
         return [seq for request in self.requests for seq in request.get_seqs()]
 
     def schedule(self):
-        """Plan a step, check the plan and lay the batch out, as an engine does in one go."""
+        """Plan a step, check the plan, and send it to the worker as text."""
         ran = {seq for seq in self.sequences() if seq.status is SequenceStatus.RUNNING}
         num_preemptions = self.scheduler.num_preemptions
         plan = self.scheduler.schedule()
+        members = self.scheduler._members
         if self.scheduler.num_preemptions > num_preemptions:
-            assert ran.issuperset(entry.seq for entry in plan.scheduled)
+            assert ran.issuperset(seq for seq, _ in members)
         assert bool(plan.scheduled) is self.scheduler.has_unfinished_requests()
-        assert plan.num_tokens == sum(e.num_tokens for e in plan.scheduled) <= self.budget
-        assert len({e.seq for e in plan.scheduled}) == len(plan.scheduled)
+        assert plan.num_tokens == sum(len(e.token_ids) for e in plan.scheduled) <= self.budget
+        assert len({e.seq_id for e in plan.scheduled}) == len(plan.scheduled)
         assert self.scheduler.num_running <= self.max_num_seqs
         sources, targets = {s for s, _ in plan.copies}, [t for _, t in plan.copies]
         assert len(set(targets)) == len(targets)
         assert sources.isdisjoint(targets)
         assert not (plan.swap_out and plan.swap_in)
-        for entry in plan.scheduled:
-            seq = entry.seq
+        for entry, (seq, samples) in zip(plan.scheduled, members, strict=True):
             assert seq.status is SequenceStatus.RUNNING
-            assert entry.start == seq.num_computed_tokens
-            assert entry.num_tokens > 0
-            at_the_end = entry.start + entry.num_tokens == seq.get_len()
-            assert entry.samples[:1] == ((seq,) if at_the_end else ())
+            assert (entry.seq_id, entry.start) == (seq.seq_id, seq.num_computed_tokens)
+            assert entry.token_ids
+            known = [*seq.get_token_ids(), *seq.draft_token_ids]
+            end = entry.start + len(entry.token_ids)
+            assert list(entry.token_ids) == known[entry.start : end]
+            assert entry.num_drafts == max(0, end - seq.get_len())
+            at_the_end = end >= seq.get_len()
+            assert samples[:1] == ((seq,) if at_the_end else ())
+            assert entry.samples == tuple(s.seq_id for s in samples)
             assert at_the_end or self.chunked
-            assert all(s.status is SequenceStatus.WAITING for s in entry.samples[1:])
-        self.batch = [
-            (entry, tuple(entry.seq.get_token_ids()), entry.block_ids.copy())
-            for entry in plan.scheduled
-        ]
+            assert all(s.status is SequenceStatus.WAITING for s in samples[1:])
         self.check_integrity()
+        received = PLANS.validate_json(PLANS.dump_json(plan))
+        assert received == plan
+        self.follow(received)
+        for seq, _ in members:
+            assert self.tables[seq.seq_id] == seq.block_ids
         return plan
+
+    def follow(self, plan):
+        """Keep the block tables as the plan says."""
+        for seq_id in plan.finished:
+            self.tables.pop(seq_id, None)
+        for new in plan.new:
+            assert new.seq_id not in self.tables
+            self.tables[new.seq_id] = []
+        for entry in plan.scheduled:
+            table = self.tables[entry.seq_id]
+            assert entry.first_block <= len(table)
+            table[entry.first_block :] = entry.block_ids
+            assert all(sample in self.tables for sample in entry.samples)
+
+    def members(self):
+        """The entries' sequences while a plan is out, with their tokens, drafts included."""
+        return [
+            (seq, (*seq.get_token_ids(), *seq.draft_token_ids))
+            for seq, _ in self.scheduler._members
+        ]
+
+    def sampled(self):
+        """The sequences that get tokens from the plan that is out."""
+        return [sample for _, samples in self.scheduler._members for sample in samples]
 
     def execute(self, plan):
         """Do the moves and writes of a plan, then read what attention would read."""
+        for block_id in plan.clear:
+            self.device[block_id] = [GARBAGE] * self.block_size
         for source, target in plan.swap_out:
             self.host[target] = self.device[source].copy()
         for source, target in reversed(plan.copies):  # in any order
@@ -125,22 +183,29 @@ class World:
         for source, target in plan.swap_in:
             self.device[target] = self.host[source].copy()
         size = self.block_size
-        for entry, tokens, table in self.batch:
-            for i in range(entry.start, entry.start + entry.num_tokens):
+        members = self.members()
+        for entry, (_, tokens) in zip(plan.scheduled, members, strict=True):
+            table = self.tables[entry.seq_id]
+            for i in range(entry.start, entry.start + len(entry.token_ids)):
                 assert table[i // size] != 0
                 self.device[table[i // size]][i % size] = tokens[: i + 1]
-        for entry, tokens, table in self.batch:
-            self.check_content(self.device, table, tokens, entry.start + entry.num_tokens)
+        for entry, (_, tokens) in zip(plan.scheduled, members, strict=True):
+            end = entry.start + len(entry.token_ids)
+            self.check_content(self.device, self.tables[entry.seq_id], tokens, end)
 
-    def update(self, plan, token_ids):
-        token_ids = list(token_ids)
-        samples = [seq for entry in plan.scheduled for seq in entry.samples]
-        before = {seq for seq in samples if seq.is_finished()}
-        for seq, token_id in zip(samples, token_ids, strict=True):
-            if seq not in before:
-                self.outputs[seq].append(token_id)
-        self.scheduler.update(plan, token_ids)
+    def update(self, plan, token_ids, **options):
+        """Hand in a token, or a list of tokens, for each sample."""
+        lists = [[each] if isinstance(each, int) else list(each) for each in token_ids]
+        samples = self.sampled()
+        for seq, ids in zip(samples, lists, strict=True):
+            self.outputs[seq] += ids
+        failed = self.scheduler.update(plan, StepResult(lists), **options)
+        for seq in samples:  # what came behind the end does not count
+            count = seq.get_output_len()
+            if seq.is_finished():
+                del self.outputs[seq][count:]
         self.check_everything()
+        return failed
 
     def fail(self, plan):
         """Lose all that a plan was to write, and give up its requests."""
@@ -148,19 +213,19 @@ class World:
             self.host[target] = [GARBAGE] * self.block_size
         for _, target in (*plan.copies, *plan.swap_in):
             self.device[target] = [GARBAGE] * self.block_size
-        for entry, _, table in self.batch:
-            for i in range(entry.start, entry.start + entry.num_tokens):
-                self.device[table[i // self.block_size]][i % self.block_size] = GARBAGE
-        self.scheduler.fail(plan)
-        live = [entry.seq for entry in plan.scheduled if not entry.seq.is_finished()]
-        for request_id in {seq.request_id for seq in live}:
-            assert self.scheduler.abort_request(request_id)
+        for entry in plan.scheduled:
+            for i in range(entry.start, entry.start + len(entry.token_ids)):
+                block_id = self.tables[entry.seq_id][i // self.block_size]
+                self.device[block_id][i % self.block_size] = GARBAGE
+        requests = list(dict.fromkeys(seq.request for seq, _ in self.scheduler._members))
+        assert self.scheduler.fail(plan, "it broke") == requests
+        assert all(r.is_finished() and r.error == "it broke" for r in requests)
         self.check_everything()
 
-    def step(self, sample=lambda seq: 7):
+    def step(self, sample=lambda seq: 7, **options):
         plan = self.schedule()
         self.execute(plan)
-        self.update(plan, [sample(s) for entry in plan.scheduled for s in entry.samples])
+        self.update(plan, [sample(seq) for seq in self.sampled()], **options)
         return plan
 
     def run(self, sample=lambda seq: 7, limit=2000):
@@ -173,6 +238,8 @@ class World:
         self.check_everything()
         assert self.cache.usage == 0
         self.cache.check_integrity([])
+        self.schedule()  # the worker hears of the last ends
+        assert self.tables == {}
         return steps
 
     def check_integrity(self):
@@ -197,12 +264,18 @@ class World:
             assert memory[table[i // self.block_size]][i % self.block_size] == tokens[: i + 1]
 
     def check_findable(self):
+        roots = {hash_root(seq.extra_keys) for seq in self.sequences()}
         for block_hash, block_id in self.cache._device._by_hash.items():
             prefix = self.device[block_id][-1]
             assert prefix is not GARBAGE
-            assert chained_hash(prefix, self.block_size) == block_hash
+            assert block_hash in {chained_hash(prefix, self.block_size, root) for root in roots}
 
 
 @pytest.fixture(scope="session")
 def world():
     return World
+
+
+@pytest.fixture(scope="session")
+def setup_of():
+    return make_setup

@@ -1,9 +1,8 @@
 import pytest
 
-from folovllm.config import SchedulerConfig
-from folovllm.core.kv_cache_manager import KVCacheManager
-from folovllm.core.scheduler import Scheduler
+from folovllm.core.plan import StepPlan, StepResult
 from folovllm.errors import ConfigError
+from folovllm.outputs import Logprob
 from folovllm.request import Request, RequestStatus, SequenceStatus
 from folovllm.sampling_params import SamplingParams
 
@@ -12,20 +11,36 @@ RUNNING, WAITING, SWAPPED = (
     SequenceStatus.WAITING,
     SequenceStatus.SWAPPED,
 )
-STOPPED, CAPPED, ABORTED = (
+STOPPED, CAPPED, ABORTED, IGNORED = (
     SequenceStatus.FINISHED_STOPPED,
     SequenceStatus.FINISHED_LENGTH_CAPPED,
     SequenceStatus.FINISHED_ABORTED,
+    SequenceStatus.FINISHED_IGNORED,
 )
 
 
 def shares(plan) -> dict[str, int]:
     """How many tokens each sequence gets."""
-    return {entry.seq.seq_id: entry.num_tokens for entry in plan.scheduled}
+    return {entry.seq_id: len(entry.token_ids) for entry in plan.scheduled}
 
 
 def samples(plan) -> list[str]:
-    return [seq.seq_id for entry in plan.scheduled for seq in entry.samples]
+    return [seq_id for entry in plan.scheduled for seq_id in entry.samples]
+
+
+class Text:
+    """Finds a stop string in the tokens of the sequences named."""
+
+    def __init__(self, *seq_ids):
+        self.seq_ids = seq_ids
+        self.read = []
+
+    def read_token(self, seq, token_id, logprobs, is_end):
+        self.read.append((seq.seq_id, token_id, is_end))
+        return "stop" if seq.seq_id in self.seq_ids else None
+
+    def read_prompt(self, seq, position, logprobs):
+        self.read.append((seq.seq_id, position, logprobs))
 
 
 class TestBudget:
@@ -74,7 +89,7 @@ class TestBudget:
         assert (w.scheduler.num_running, w.scheduler.num_waiting) == (2, 1)
         w.step()
         assert shares(w.step()) == {"r2-0": 1}
-        assert w.scheduler.get_num_unfinished_requests() == 1
+        assert w.scheduler.has_unfinished_requests()
 
     def test_a_budget_below_the_longest_prompt_needs_chunks(self, world):
         with pytest.raises(ConfigError, match=r"max_num_batched_tokens: got 63.*max_model_len, 64"):
@@ -83,15 +98,6 @@ class TestBudget:
 
 
 class TestAddRequest:
-    def test_an_id_in_use_is_refused(self, world):
-        w = world()
-        w.add([1], "mine", max_tokens=1)
-        with pytest.raises(ValueError, match="request_id 'mine' is in use"):
-            w.add([2], "mine")
-        w.run()
-        w.add([2], "mine")
-        w.run()
-
     @pytest.mark.parametrize(
         ("length", "max_tokens", "fits"),
         [(8, 8, True), (8, 9, False), (1, None, False), (16, 1, False), (15, 1, True)],
@@ -123,7 +129,7 @@ class TestAddRequest:
 
 class TestStopping:
     def test_frees_what_is_finished(self, world):
-        w = world(eos_token_id=2, extra_eos_token_ids=[2, 3])
+        w = world(eos_token_id=2, stop_token_ids=(2, 3))
         eos, other, stop, length = (w.add([1], stop_token_ids=[9], max_tokens=2) for _ in range(4))
         plan = w.schedule()
         w.execute(plan)
@@ -136,63 +142,70 @@ class TestStopping:
         w.run()
         assert length.status is RequestStatus.FINISHED_LENGTH_CAPPED
 
-    def test_text_ends_a_running_sequence(self, world):
+    def test_text_ends_a_sequence(self, world):
         w = world()
         request = w.add([1])
-        w.step()
+        w.step(reader=Text("r0-0"))
         [seq] = request.get_seqs()
-        w.scheduler.finish(seq, STOPPED, "stop")
         assert (seq.status, seq.stop_reason) == (STOPPED, "stop")
         assert request.status is RequestStatus.FINISHED_STOPPED
         w.run()
 
-    def test_text_knows_better_why_a_sequence_ended(self, world):
+    def test_text_says_better_why_a_sequence_ended(self, world):
         w = world()
         request = w.add([1], max_tokens=1)
-        w.step()
+        w.step(reader=Text("r0-0"))
         [seq] = request.get_seqs()
-        assert seq.status is CAPPED
-        w.scheduler.finish(seq, STOPPED, "stop")
         assert (seq.status, seq.stop_reason) == (STOPPED, "stop")
-        assert request.status is RequestStatus.FINISHED_STOPPED
         assert not w.scheduler.has_unfinished_requests()
-        w.check_everything()
 
-    def test_text_of_an_ended_request_leaves_the_next_of_its_name_alone(self, world):
-        w = world()
-        first = w.add([1], "same", max_tokens=1)
-        w.step()
-        second = w.add([1], "same")
-        w.scheduler.finish(first.get_seqs()[0], STOPPED, "stop")
-        assert first.status is RequestStatus.FINISHED_STOPPED
-        assert second.status is RequestStatus.WAITING
-        w.run()
+    def test_the_reader_hears_of_each_token_and_whether_it_is_the_end(self, world):
+        w = world(eos_token_id=2)
+        w.add([1], n=2)
+        w.add([1], max_tokens=1)
+        reader = Text()
+        w.step(lambda seq: 2 if seq.seq_id == "r0-1" else 7, reader=reader)
+        assert reader.read == [("r0-0", 7, False), ("r0-1", 2, True), ("r1-0", 7, False)]
 
-    def test_keeps_nothing_of_a_request_after_the_next_plan(self, world):
+    def test_keeps_nothing_of_a_request_that_ended(self, world):
         w = world()
-        request = w.add([1], n=2, max_tokens=1)
+        w.add([1], n=2, max_tokens=1)
         w.step()
         w.schedule()
-        held = (w.scheduler._ended, w.scheduler._keys, w.scheduler._siblings, w.scheduler._requests)
-        assert held == ({}, {}, {}, {})
-        assert request.is_finished()
+        held = (w.scheduler._members, w.scheduler._finished, w.scheduler._requests)
+        assert held == ([], [], set())
 
-    def test_text_of_an_aborted_sequence_is_too_late(self, world):
-        w = world()
-        request = w.add([1])
-        w.step()
-        w.scheduler.abort_request("r0")
-        [seq] = request.get_seqs()
-        w.scheduler.finish(seq, STOPPED, "stop")
-        assert (seq.status, seq.stop_reason) == (ABORTED, None)
-
-    @pytest.mark.parametrize("tokens", [[], [7, 7]])
+    @pytest.mark.parametrize("tokens", [[], [[7], [7]]])
     def test_a_wrong_number_of_tokens_is_refused(self, world, tokens):
         w = world()
         w.add([1])
         plan = w.schedule()
-        with pytest.raises(ValueError, match="zip"):
-            w.scheduler.update(plan, tokens)
+        with pytest.raises(ValueError, match=f"tokens for {len(tokens)} of 1 samples"):
+            w.scheduler.update(plan, StepResult(tokens))
+
+    def test_the_likeliest_candidates_are_kept(self, world):
+        w = world()
+        request = w.add([1], n=2, best_of=3, max_tokens=1)
+        plan = w.schedule()
+        logprobs = [[{5: Logprob(-3.0)}], [{6: Logprob(-1.0)}], [{7: Logprob(-2.0)}]]
+        w.scheduler.update(plan, StepResult([[5], [6], [7]], logprobs))
+        assert [s.status for s in request.get_seqs()] == [IGNORED, CAPPED, CAPPED]
+        assert [s.cumulative_logprob for s in request.get_seqs()] == [-3.0, -1.0, -2.0]
+        assert request.status is RequestStatus.FINISHED_LENGTH_CAPPED
+
+    def test_log_probabilities_of_a_prompt_come_with_their_place(self, world):
+        w = world(budget=2)
+        w.add([1, 2, 3, 4], prompt_logprobs=0)
+        reader, targets = Text(), []
+        for _ in range(2):
+            plan = w.schedule()
+            targets.append(plan.scheduled[0].prompt_targets)
+            given = {"r0-0": [{9: Logprob(0.0)}]}
+            tokens = [[7] for _ in w.sampled()]
+            w.scheduler.update(plan, StepResult(tokens, prompt_logprobs=given), reader)
+        assert targets == [(2, 3), (4,)]
+        places = [read[1] for read in reader.read if isinstance(read[2], list)]
+        assert places == [1, 3]
 
     def test_a_request_is_called_after_its_sequences(self, world):
         w = world(eos_token_id=2)
@@ -268,15 +281,6 @@ class TestFork:
         assert samples(w.step()) == ["r0-1", "r0-2"]
         w.run()
 
-    def test_the_first_may_end_before_the_others_began(self, world):
-        w = world(budget=4)
-        request = w.add(range(6), n=2)
-        w.step()
-        w.scheduler.finish(request.get_seqs()[0], STOPPED, "stop")
-        plan = w.step()
-        assert (samples(plan), shares(plan)) == (["r0-1"], {"r0-1": 2})
-        w.run()
-
     def test_a_first_write_may_take_the_place_of_another_request(self, world):
         w = world(num_blocks=5, max_model_len=8)
         w.add(range(6), n=2, max_tokens=2)
@@ -329,7 +333,7 @@ class TestPreemption:
     def test_computes_prompt_and_output_again_without_sampling_anew(self, world):
         w, _, second = self.fill(world, caching=False)
         w.step()
-        w.scheduler.abort_request("r0")
+        w.scheduler.abort_request(w.requests[0])
         plan = w.step()
         assert (shares(plan), samples(plan)) == ({"r1-0": 9}, ["r1-0"])
         assert second.data.output_token_ids == [7, 7]
@@ -338,7 +342,7 @@ class TestPreemption:
     def test_finds_its_own_blocks_again(self, world):
         w, _, second = self.fill(world)
         w.step()
-        w.scheduler.abort_request("r0")
+        w.scheduler.abort_request(w.requests[0])
         # The first of its blocks; the second one went to the other request.
         assert shares(w.step()) == {"r1-0": 5}
         assert second.num_cached_tokens == 0
@@ -416,25 +420,25 @@ class TestPolicy:
         assert shares(w.step()) == {"r0-0": 1, "r1-0": 1}
         assert shares(w.step()) == {"r1-0": 2}
 
-    def test_arrival_is_no_matter_of_clocks(self):
-        cache = KVCacheManager(9, 4, enable_prefix_caching=True)
-        scheduler = Scheduler(SchedulerConfig(), cache, max_model_len=8, max_num_batched_tokens=8)
-        for i, clock in enumerate([5.0, 5.0, 1.0]):
-            scheduler.add_request(Request(str(i), None, [1], SamplingParams(), clock))
-        assert [entry.seq.request_id for entry in scheduler.schedule().scheduled] == list("012")
+    def test_arrival_is_no_matter_of_clocks(self, world):
+        w = world()
+        for clock in (5.0, 5.0, 1.0):
+            w.add([1], arrival_time=clock)
+        assert samples(w.step()) == ["r0-0", "r1-0", "r2-0"]
 
 
 class TestAbort:
-    def test_an_unknown_id(self, world):
-        assert world().scheduler.abort_request("r0") is False
+    def test_one_that_was_never_added(self, world):
+        request = Request("r0", None, [1], SamplingParams())
+        assert world().scheduler.abort_request(request) is False
 
     def test_while_it_waits(self, world):
         w = world(max_num_seqs=1)
         w.add([1])
         request = w.add([2], n=2)
         w.step()
-        assert w.scheduler.abort_request("r1") is True
-        assert w.scheduler.abort_request("r1") is False
+        assert w.scheduler.abort_request(w.requests[1]) is True
+        assert w.scheduler.abort_request(w.requests[1]) is False
         assert {seq.status for seq in request.get_seqs()} == {ABORTED}
         assert request.status is RequestStatus.FINISHED_ABORTED
         assert w.scheduler.num_waiting == 0
@@ -444,52 +448,32 @@ class TestAbort:
         w, _, second = TestPreemption().fill(world, host_blocks=9)
         w.step()
         assert second.status is SWAPPED
-        w.scheduler.abort_request("r1")
+        w.scheduler.abort_request(w.requests[1])
         assert (w.scheduler.num_swapped, second.block_ids) == (0, [])
         w.run()
 
-    def test_between_a_plan_and_its_update(self, world):
+    def test_the_worker_hears_of_it_and_may_meet_the_name_again(self, world):
         w = world()
-        request = w.add(range(6), n=3)
-        other = w.add([5], max_tokens=1)
-        plan = w.schedule()
-        w.scheduler.abort_request("r0")
-        w.execute(plan)
-        w.update(plan, [7, 7, 7, 7])
-        assert {seq.status for seq in request.get_seqs()} == {ABORTED}
-        assert {seq.get_output_len() for seq in request.get_seqs()} == {0}
-        assert {seq.num_computed_tokens for seq in request.get_seqs()} == {0}
-        assert other.is_finished()
-        w.run()
-
-    def test_leaves_blocks_that_others_can_find(self, world):
-        w = world()
-        w.add(range(9))
-        plan = w.schedule()
-        w.scheduler.abort_request("r0")
-        w.execute(plan)
-        w.update(plan, [7])
-        w.add(range(9))
-        assert shares(w.step()) == {"r1-0": 1}
-        w.run()
-
-    def test_and_the_same_id_again_before_the_update(self, world):
-        w = world()
-        w.add([1, 2], "same", n=2)
-        plan = w.schedule()
-        w.scheduler.abort_request("same")
+        first = w.add([1, 2], "same", n=2)
+        w.step()
+        w.scheduler.abort_request(first)
         again = w.add([1, 2], "same", n=2, max_tokens=2)
-        w.execute(plan)
-        w.update(plan, [5, 5])
-        assert {seq.get_output_len() for seq in again.get_seqs()} == {0}
+        plan = w.step()
+        assert plan.finished == ("same-0", "same-1")
+        assert [new.seq_id for new in plan.new] == ["same-0", "same-1"]
         w.run()
         assert {seq.get_output_len() for seq in again.get_seqs()} == {2}
+
+    def test_the_worker_does_not_hear_of_who_it_never_met(self, world):
+        w = world()
+        w.scheduler.abort_request(w.add([1]))
+        assert w.schedule().is_empty
 
     def test_what_ended_before_keeps_its_reason(self, world):
         w = world(eos_token_id=2)
         request = w.add([1], n=2)
         w.step(lambda seq: 2 if seq.seq_id == "r0-0" else 7)
-        w.scheduler.abort_request("r0")
+        w.scheduler.abort_request(w.requests[0])
         assert [seq.status for seq in request.get_seqs()] == [STOPPED, ABORTED]
         assert request.status is RequestStatus.FINISHED_ABORTED
 
@@ -505,14 +489,33 @@ class TestFail:
         assert shares(w.step()) == {"r2-0": 9}
         w.run()
 
-    def test_also_not_of_one_that_was_aborted_before(self, world):
+    def test_the_worker_is_told_again_what_it_may_not_have_heard(self, world):
         w = world()
-        w.add(range(9))
+        w.scheduler.abort_request(w.add([1]))
+        ended = w.add([1], max_tokens=1)
+        w.step()
+        assert ended.is_finished()
+        w.add([2])
         plan = w.schedule()
-        w.scheduler.abort_request("r0")
+        assert plan.finished == ("r1-0",)
         w.fail(plan)
-        w.add(range(9))
-        assert shares(w.step()) == {"r1-0": 9}
+        assert w.scheduler.schedule().finished == ("r1-0", "r2-0")
+
+    def test_one_sequence_alone_and_its_blocks_are_cleared(self, world):
+        w = world()
+        request, other = w.add(range(5), n=2), w.add(range(50, 55), max_tokens=3)
+        plan = w.schedule()
+        w.execute(plan)
+        result = StepResult([[7], [7], [7]], failed={"r0-1": "NaN"})
+        w.outputs[other.get_seqs()[0]].append(7)
+        w.outputs[request.get_seqs()[0]].append(7)
+        assert w.scheduler.update(plan, result) == [request]
+        assert request.error == "NaN"
+        assert {seq.status for seq in request.get_seqs()} == {ABORTED}
+        w.check_everything()
+        assert w.step().clear == (1, 2)
+        assert w.step().clear == ()
+        w.run()
 
     def test_keeps_what_earlier_steps_computed(self, world):
         w = world(budget=4)
@@ -545,5 +548,90 @@ def test_equal_priorities_run_by_the_time_they_say_they_came(world):
     w = world(policy="priority", max_num_seqs=1)
     w.add([1, 2], "late", priority=1, arrival_time=20.0)
     w.add([3, 4], "early", priority=1, arrival_time=10.0)
-    assert [entry.seq.request_id for entry in w.step().scheduled] == ["early"]
+    assert samples(w.step()) == ["early-0"]
     w.run()
+
+
+class TestDrafts:
+    def draft(self, w, *guesses):
+        [seq] = w.requests[0].get_seqs()
+        seq.draft_token_ids = list(guesses)
+        return seq
+
+    @pytest.mark.parametrize(
+        ("tokens", "computed"), [([4], 7), ([8, 4], 8), ([8, 9, 4], 9), ([8, 9, 10, 4], 10)]
+    )
+    def test_what_was_guessed_rightly_is_computed(self, world, tokens, computed):
+        w = world()
+        w.add(range(6), max_tokens=9)
+        w.step()
+        seq = self.draft(w, 8, 9, 10)
+        plan = w.schedule()
+        [entry] = plan.scheduled
+        assert (entry.token_ids, entry.num_drafts) == ((7, 8, 9, 10), 3)
+        w.execute(plan)
+        w.update(plan, [tokens])
+        assert seq.num_computed_tokens == computed
+        assert seq.data.output_token_ids == [7, *tokens]
+        assert seq.draft_token_ids == []
+        assert w.step().scheduled[0].token_ids == (4,)
+        w.run()
+
+    def test_only_blocks_of_accepted_drafts_are_found(self, world):
+        w = world()
+        w.add(range(3), max_tokens=12)
+        w.step()
+        self.draft(w, 8, 9, 10, 11)
+        plan = w.schedule()
+        w.execute(plan)
+        assert len(w.cache._device._by_hash) == 1  # 0 1 2 7, which are known
+        w.update(plan, [[8, 9, 4]])
+        assert len(w.cache._device._by_hash) == 1
+        self.draft(w, 10, 11)
+        plan = w.schedule()
+        w.execute(plan)
+        w.update(plan, [[10, 11, 12]])
+        assert len(w.cache._device._by_hash) == 2
+        w.add([0, 1, 2, 7, 8, 9, 4, 10, 11])
+        assert shares(w.schedule())["r1-0"] == 1
+
+    def test_within_the_budget_and_the_models_length(self, world):
+        w = world(budget=3, max_model_len=8)
+        w.add(range(3), max_tokens=None)
+        w.step()
+        self.draft(w, 8, 9, 10, 11, 12, 13)
+        assert shares(w.schedule()) == {"r0-0": 3}
+        w = world(max_model_len=8)
+        w.add(range(3), max_tokens=None)
+        w.step()
+        seq = self.draft(w, 8, 9, 10, 11, 12, 13)
+        plan = w.schedule()
+        assert shares(plan) == {"r0-0": 5}
+        w.execute(plan)
+        w.update(plan, [[8, 9, 10, 11, 12]])
+        assert (seq.status, seq.get_len()) == (CAPPED, 8)
+        w.run()
+
+    def test_an_end_among_them_ends_the_sequence(self, world):
+        w = world(eos_token_id=2)
+        w.add(range(3, 8), max_tokens=9)
+        w.step()
+        seq = self.draft(w, 8, 2, 10)
+        plan = w.schedule()
+        w.execute(plan)
+        w.update(plan, [[8, 2, 10, 11]])
+        assert (seq.status, seq.data.output_token_ids) == (STOPPED, [7, 8, 2])
+        w.run()
+
+
+class TestSalt:
+    def test_only_the_same_salt_finds_the_blocks(self, world):
+        w = world()
+        w.add(range(9), max_tokens=1)
+        w.add(range(9), max_tokens=1, cache_salt="a")
+        w.run(limit=3)
+        for salt, found in ((None, 8), ("a", 8), ("b", 0)):
+            request = w.add(range(9), max_tokens=1, cache_salt=salt)
+            w.scheduler.schedule()
+            assert request.get_seqs()[0].num_cached_tokens == found
+            w.scheduler.fail(StepPlan(), "enough")

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from folovllm.diagnostics.cuda_facts import (
+    CudaDevice,
     CudaFacts,
-    Device,
     DeviceNode,
     DriverGpu,
     Library,
@@ -13,7 +13,7 @@ from folovllm.diagnostics.cuda_facts import (
 )
 
 GIB = 1 << 30
-H200 = Device("NVIDIA H200", (9, 0), 140 * GIB)
+H200 = CudaDevice("NVIDIA H200", (9, 0), 140 * GIB)
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 WELL = CudaFacts(
     pci=(PciGpu("0000:00:06.0", "nvidia"),),

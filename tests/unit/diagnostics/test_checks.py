@@ -3,7 +3,7 @@ import io
 import pytest
 
 from folovllm.cli.checks import print_checks, write_report
-from folovllm.diagnostics.checks import Check, CheckError, Finding, Step, chain, run_steps
+from folovllm.diagnostics.checks import Check, CheckError, CheckStep, Finding, chain, run_steps
 from folovllm.errors import ConfigError
 
 
@@ -21,8 +21,8 @@ def run(*steps, **options):
 def test_what_a_check_returns():
     figures = {"GB_per_s": 2.0}
     first, second = run(
-        Step("one", lambda: "all well"),
-        Step("two", lambda: Finding("slow", "degraded", "hurry", figures)),
+        CheckStep("one", lambda: "all well"),
+        CheckStep("two", lambda: Finding("slow", "degraded", "hurry", figures)),
     )
     assert (first.name, first.status, first.detail) == ("one", "ok", "all well")
     assert first.as_json() == {
@@ -37,8 +37,8 @@ def test_what_a_check_returns():
 
 def test_errors_are_failures():
     ours, theirs = run(
-        Step("ours", fails(CheckError("broken\n in two", "mend it"))),
-        Step("theirs", fails(ZeroDivisionError("by 0"))),
+        CheckStep("ours", fails(CheckError("broken\n in two", "mend it"))),
+        CheckStep("theirs", fails(ZeroDivisionError("by 0"))),
         advise=lambda error: f"know {type(error).__name__}",
     )
     assert (ours.status, ours.detail, ours.advice) == ("failed", "broken in two", "mend it")
@@ -48,14 +48,14 @@ def test_errors_are_failures():
 
 def test_what_needs_a_failed_check_is_skipped():
     done = run(
-        Step("a", fails(CheckError("no"))),
-        Step("b", lambda: "yes", ("a",)),
-        Step("c", lambda: "yes", ("b",)),
-        Step("d", lambda: "yes"),
-        Step("e", lambda: Finding("none", "absent")),
-        Step("f", lambda: "yes", ("e",)),
-        Step("g", lambda: Finding("has none", "skipped")),
-        Step("h", lambda: "yes", ("g",)),
+        CheckStep("a", fails(CheckError("no"))),
+        CheckStep("b", lambda: "yes", ("a",)),
+        CheckStep("c", lambda: "yes", ("b",)),
+        CheckStep("d", lambda: "yes"),
+        CheckStep("e", lambda: Finding("none", "absent")),
+        CheckStep("f", lambda: "yes", ("e",)),
+        CheckStep("g", lambda: Finding("has none", "skipped")),
+        CheckStep("h", lambda: "yes", ("g",)),
     )
     statuses = [check.status for check in done]
     assert statuses == [
@@ -67,8 +67,8 @@ def test_what_needs_a_failed_check_is_skipped():
 
 
 def test_needs_of_earlier_runs():
-    before = run(Step("a", fails(CheckError("no"))), Step("b", lambda: "yes", ("a",)))
-    done = run(Step("c", lambda: "yes", ("b",)), Step("d", lambda: "yes"), before=before)
+    before = run(CheckStep("a", fails(CheckError("no"))), CheckStep("b", lambda: "yes", ("a",)))
+    done = run(CheckStep("c", lambda: "yes", ("b",)), CheckStep("d", lambda: "yes"), before=before)
     assert [check.status for check in done] == ["skipped", "ok"]
     assert done[0].detail == "because a failed"
 
@@ -76,10 +76,10 @@ def test_needs_of_earlier_runs():
 def test_nothing_follows_what_spoils_the_device():
     asked = []
     steps = [
-        Step("a", lambda: "yes"),
-        Step("b", fails(RuntimeError("illegal"))),
-        Step("c", lambda: "yes"),
-        Step("d", lambda: "yes"),
+        CheckStep("a", lambda: "yes"),
+        CheckStep("b", fails(RuntimeError("illegal"))),
+        CheckStep("c", lambda: "yes"),
+        CheckStep("d", lambda: "yes"),
     ]
     done = run(*steps, spoilt=lambda: asked.append(1) or True)
     assert [check.status for check in done] == ["ok", "failed", "skipped", "skipped"]

@@ -4,7 +4,7 @@ import pytest
 
 from folovllm.diagnostics import cpu
 from folovllm.diagnostics.cpu import CpuReport, cores, huge_pages, memory, threads
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 GIB = 1 << 30
 EIGHT = {
@@ -51,7 +51,7 @@ def facts():
 
 
 def test_nothing_hurts(facts, monkeypatch):
-    monkeypatch.setattr(cpu, "measure_limits", lambda *_: Limits(33e9, 150e9))
+    monkeypatch.setattr(cpu, "measure_limits", lambda *_: DeviceLimits(33e9, 150e9))
     monkeypatch.setattr("folovllm.machine.threads.use_allowed_cores", lambda: None)
     done = {check.name: check for check in CpuReport(facts()).run()}
     assert {check.status for check in done.values()} == {"ok"}

@@ -7,7 +7,7 @@ from folovllm.attention.sdpa import SdpaBackend
 from folovllm.diagnostics import cuda_device, cuda_speed
 from folovllm.diagnostics.checks import Check, Finding, run_steps
 from folovllm.diagnostics.cuda import CudaVerification, device_steps, exit_code
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 CPU = torch.device("cpu")
 NAMES = [
@@ -36,7 +36,7 @@ def played(monkeypatch):
     """What a CPU lacks, and what takes long; the memory that is asked for is given back."""
     monkeypatch.setattr("folovllm.attention.choice.BACKENDS", (SdpaBackend(),))
     monkeypatch.setattr(cuda_device, "available_memory", lambda: 8 << 20)
-    monkeypatch.setattr(cuda_speed, "measure_limits", lambda *_: Limits(4000e9, 700e12))
+    monkeypatch.setattr(cuda_speed, "measure_limits", lambda *_: DeviceLimits(4000e9, 700e12))
     monkeypatch.setattr(cuda_speed, "COPIED", 1 << 16)
     monkeypatch.setattr(cuda_device, "graph", lambda device: Finding("replayed"))
     monkeypatch.setattr(cuda_device, "triton", lambda device: Finding("compiled"))

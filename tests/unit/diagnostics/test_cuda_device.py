@@ -27,7 +27,7 @@ from folovllm.diagnostics.cuda_device import (
 )
 from folovllm.diagnostics.cuda_speed import Speeds, copy_bandwidth
 from folovllm.diagnostics.datasheets import datasheet_of
-from folovllm.diagnostics.limits import Limits
+from folovllm.diagnostics.limits import DeviceLimits
 
 CPU = torch.device("cpu")
 TYPES = list(TOLERANCES)
@@ -187,7 +187,7 @@ def speeds(monkeypatch):
     """An H200 that reaches a share of its datasheet."""
 
     def make(share, name="NVIDIA H200"):
-        limits = Limits(4800e9 * share, 989e12 * share)
+        limits = DeviceLimits(4800e9 * share, 989e12 * share)
         monkeypatch.setattr(cuda_speed, "measure_limits", lambda device, dtype: limits)
         monkeypatch.setattr(cuda_speed, "copy_bandwidth", lambda device, to_device: 63e9 * share)
         return Speeds(CPU, torch.bfloat16, name)

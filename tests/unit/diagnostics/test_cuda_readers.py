@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from folovllm.diagnostics import cuda_readers
-from folovllm.diagnostics.cuda_facts import Device, DeviceNode, Library, PciGpu, version_text
+from folovllm.diagnostics.cuda_facts import CudaDevice, DeviceNode, Library, PciGpu, version_text
 from folovllm.diagnostics.cuda_readers import (
     ask_torch,
     device_nodes,
@@ -163,7 +163,7 @@ class TestTorch:
         play(2, lambda index: properties)
         found = ask_torch()
         assert found.version == torch.__version__
-        assert found.devices == (Device("NVIDIA H200", (9, 0), 1 << 37),) * 2
+        assert found.devices == (CudaDevice("NVIDIA H200", (9, 0), 1 << 37),) * 2
         assert (found.count, found.architectures, found.error) == (2, ("sm_90",), "")
 
     def test_a_warning(self, play):

@@ -1,15 +1,18 @@
 """What is said of a step that failed."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
+from folovllm.core.plan import ScheduledSequence, StepPlan
 from folovllm.engine.failures import explain_failure, is_fatal
 from folovllm.errors import is_out_of_memory
 
-ENTRIES = [SimpleNamespace(start=0, num_tokens=7), SimpleNamespace(start=90, num_tokens=1)]
-PLAN = SimpleNamespace(scheduled=ENTRIES, num_tokens=8)
+PLAN = StepPlan(
+    (
+        ScheduledSequence("a-0", 0, (1,) * 7, 0, ()),
+        ScheduledSequence("b-0", 90, (1,), 0, (), ("b-0",)),
+    )
+)
 SIZE = "a step of 8 tokens of 2 sequences, the longest of 91 tokens,"
 
 GPU_MEMORY = [
@@ -59,7 +62,7 @@ def test_kinds(errors, out_of_memory, fatal, end):
 @pytest.mark.parametrize(
     ("cause", "text"),
     [
-        ("interrupted", f"{SIZE} was interrupted"),
+        (KeyboardInterrupt(), f"{SIZE} was interrupted"),
         (KeyError(), f"{SIZE} failed: KeyError: no message"),
         (KeyError("a\n b"), f"{SIZE} failed: KeyError: 'a\\n b'"),
         (ValueError("\n first \nsecond"), f"{SIZE} failed: ValueError: first "),

@@ -1,28 +1,19 @@
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, strategies as st
 
-from folovllm.core.plan import ScheduledSequence, SchedulerOutput
 from folovllm.engine.output_processor import OutputProcessor
 from folovllm.outputs import Logprob
 from folovllm.request import Request, SequenceStatus
 from folovllm.sampling_params import RequestOutputKind, SamplingParams
 
 EOS = 1
+STOPPED = SequenceStatus.FINISHED_STOPPED
 KIND = RequestOutputKind
 
 
 def spell(text: str) -> list[int]:
     """ByT5's tokens: one a byte."""
     return [byte + 3 for byte in text.encode()]
-
-
-@dataclass
-class Result:
-    token_ids: list[int]
-    logprobs: list | None = None
-    prompt_logprobs: dict = field(default_factory=dict)
 
 
 class Clock:
@@ -41,28 +32,44 @@ class Engine:
 
     def add(self, request_id="r", prompt="hi", **params) -> Request:
         request = Request(request_id, prompt, spell(prompt), SamplingParams(**params))
-        self.processor.add_request(request)
+        request.metrics.arrival_time = self.clock.now
+        self.processor.prepare(request)
         return request
 
-    def step(self, tokens, *, logprobs=None, started=None, prompt_logprobs=None):
-        """Give each sequence its token; `tokens` are pairs of the two."""
-        entries = [ScheduledSequence(seq, seq.get_len() - 1, 1, (seq,), []) for seq, _ in tokens]
-        plan = SchedulerOutput(tuple(entries), len(entries))
-        for seq, token_id in tokens:
-            if seq.is_finished():
-                continue
+    def step(self, tokens, *, logprobs=None, failed=()):
+        """Give each sequence its token, as the scheduler does; `tokens` are pairs of the two."""
+        for place, (seq, token_id) in enumerate(tokens):
             seq.add_token_id(token_id)
-            params = seq.sampling_params
+            params, end = seq.sampling_params, None
             if token_id == EOS:
-                seq.status = SequenceStatus.FINISHED_STOPPED
+                end = STOPPED, None
             elif token_id in params.stop_token_ids:
-                seq.status, seq.stop_reason = SequenceStatus.FINISHED_STOPPED, token_id
-            elif seq.get_output_len() == params.max_tokens:
-                seq.status = SequenceStatus.FINISHED_LENGTH_CAPPED
-        result = Result([token_id for _, token_id in tokens], logprobs, prompt_logprobs or {})
-        for seq, stop in self.processor.add(plan, result, started=started):
-            seq.status, seq.stop_reason = SequenceStatus.FINISHED_STOPPED, stop
-        return self.processor.make_outputs()
+                end = STOPPED, token_id
+            known = None if logprobs is None else logprobs[place]
+            if known is not None:
+                seq.cumulative_logprob += known[token_id].logprob
+            stop = self.processor.read_token(seq, token_id, known, end is not None)
+            if stop is not None:
+                end = STOPPED, stop
+            elif end is None and seq.get_output_len() == params.max_tokens:
+                end = SequenceStatus.FINISHED_LENGTH_CAPPED, None
+            if end is not None:
+                seq.status, seq.stop_reason = end
+                seq.request.num_unfinished -= 1
+        return self.outputs(failed)
+
+    def outputs(self, failed=()):
+        return [output for _, output in self.processor.make_outputs(failed)]
+
+    def fail(self, request, error):
+        """End a request as a scheduler does that was told of a failure."""
+        for seq in request.get_seqs():
+            if not seq.is_finished():
+                seq.status = SequenceStatus.FINISHED_ABORTED
+        request.num_unfinished = 0
+        request.error = error
+        [output] = self.outputs([request])
+        return output
 
     def run(self, request, text, end=()):
         """Feed a request of one sequence until it is finished."""
@@ -175,11 +182,9 @@ class TestTheEnd:
         outputs = engine.run(engine.add(stop="bc", output_kind=KIND.DELTA), "ab", [EOS])
         assert texts(outputs) == ["a", "", "b"]
 
-    def test_is_forgotten(self, engine):
-        request = engine.add()
-        engine.run(request, "a", [EOS])
-        assert engine.processor.abort("r") is None
-        assert engine.step([(request.get_seqs()[0], EOS)]) == []
+    def test_is_shown_once(self, engine):
+        engine.run(engine.add(), "a", [EOS])
+        assert engine.outputs() == []
 
 
 class TestDetokenizing:
@@ -225,21 +230,6 @@ class TestSeveralSequences:
         assert [(o.index, o.text) for o in output.outputs] == [(0, "b"), (1, "c")]
         assert output.outputs[0].cumulative_logprob is None  # not asked for
         assert output.outputs[0].token_ids == [tokens[1], EOS]
-        assert [seq.status.name for seq in seqs] == [
-            "FINISHED_IGNORED",
-            "FINISHED_STOPPED",
-            "FINISHED_STOPPED",
-        ]
-
-    def test_samples_of_one_prompt_in_one_entry(self, engine):
-        request = engine.add(n=2)
-        first, second = request.get_seqs()
-        for seq, text in ((first, "a"), (second, "b")):
-            seq.add_token_id(*spell(text))
-        plan = SchedulerOutput((ScheduledSequence(first, 0, 2, (first, second), []),), 2)
-        assert engine.processor.add(plan, Result(spell("ab"))) == []
-        [output] = engine.processor.make_outputs()
-        assert [o.text for o in output.outputs] == ["a", "b"]
 
 
 class TestLogprobs:
@@ -281,14 +271,9 @@ class TestPromptLogprobs:
     def chunk(self, engine, request, start, num_tokens, *, sample=False):
         [seq] = request.get_seqs()
         ids = request.prompt_token_ids[start + 1 : start + 1 + num_tokens]
-        if sample:
-            seq.add_token_id(*spell("x"))
-        plan = SchedulerOutput(
-            (ScheduledSequence(seq, start, num_tokens, (seq,) if sample else (), []),), num_tokens
-        )
-        new = {seq.seq_id: [{token_id: Logprob(-1.0 * token_id)} for token_id in ids]}
-        engine.processor.add(plan, Result(spell("x") if sample else [], None, new))
-        return engine.processor.make_outputs()
+        new = [{token_id: Logprob(-1.0 * token_id)} for token_id in ids]
+        engine.processor.read_prompt(seq, start + 1, new)
+        return engine.step([(seq, *spell("x"))] if sample else [])
 
     @pytest.mark.parametrize("kind", KIND)
     @pytest.mark.parametrize(
@@ -312,61 +297,45 @@ class TestPromptLogprobs:
         assert output.prompt_logprobs is None
 
 
-class TestAbort:
+class TestFailure:
     def test_gives_what_there_is(self, engine):
         request = engine.add(n=2, stop="bc")
         first, second = request.get_seqs()
         engine.step([(first, EOS), (second, *spell("a"))])
         engine.step([(second, *spell("b"))])
-        output = engine.processor.abort("r", "out of memory")
+        output = engine.fail(request, "out of memory")
         assert output.finished
         assert output.error == "out of memory"
         assert [(o.text, o.finish_reason) for o in output.outputs] == [
             ("", "stop"),
             ("ab", "abort"),
         ]
-        assert second.status is SequenceStatus.FINISHED_ABORTED
-        assert engine.processor.abort("r") is None
 
     def test_delta_has_the_rest(self, engine):
-        [seq] = engine.add(output_kind=KIND.DELTA, stop="bc").get_seqs()
+        request = engine.add(output_kind=KIND.DELTA, stop="bc")
+        [seq] = request.get_seqs()
         engine.step([(seq, *spell("a"))])
         engine.step([(seq, *spell("b"))])
-        [completion] = engine.processor.abort("r").outputs
+        [completion] = engine.fail(request, "why").outputs
         assert (completion.text, completion.finish_reason, completion.token_ids) == (
             "b",
             "abort",
             [],
         )
 
-    @pytest.mark.parametrize("aborted_by_scheduler", [False, True])
-    def test_before_anything(self, engine, aborted_by_scheduler):
-        request = engine.add(best_of=2)
-        if aborted_by_scheduler:
-            for seq in request.get_seqs():
-                seq.status = SequenceStatus.FINISHED_ABORTED
-        output = engine.processor.abort("r")
+    @pytest.mark.parametrize("kind", KIND)
+    def test_before_anything(self, engine, kind):
+        output = engine.fail(engine.add(best_of=2, output_kind=kind), "why")
         assert [(o.text, o.finish_reason) for o in output.outputs] == [("", "abort")]
 
-    def test_an_unknown_one(self, engine):
-        assert engine.processor.abort("r") is None
-
-    def test_while_its_step_runs_and_its_name_is_in_use_again(self, engine):
-        [old] = engine.add().get_seqs()
-        plan = SchedulerOutput((ScheduledSequence(old, 0, 2, (old,), []),), 2)
-        engine.processor.abort("r")
-        [new] = engine.add().get_seqs()
-        assert engine.processor.add(plan, Result(spell("a"))) == []
-        assert engine.processor.make_outputs() == []
-        assert texts(engine.step([(new, *spell("b"))])) == ["b"]
-
-    def test_between_adding_tokens_and_making_outputs(self, engine):
-        [seq] = engine.add().get_seqs()
-        seq.add_token_id(*spell("a"))
-        plan = SchedulerOutput((ScheduledSequence(seq, 0, 2, (seq,), []),), 2)
-        engine.processor.add(plan, Result(spell("a")))
-        assert engine.processor.abort("r").outputs[0].text == "a"
-        assert engine.processor.make_outputs() == []
+    def test_one_output_where_others_of_its_sequences_have_moved(self, engine):
+        request = engine.add(n=2)
+        first, second = request.get_seqs()
+        second.status = SequenceStatus.FINISHED_ABORTED
+        request.num_unfinished, request.error = 1, "why"
+        [output] = engine.step([(first, EOS)], failed=[request])
+        assert [o.finish_reason for o in output.outputs] == ["stop", "abort"]
+        assert output.error == "why"
 
 
 class TestMetrics:
@@ -374,28 +343,17 @@ class TestMetrics:
         [seq] = engine.add(max_tokens=3).get_seqs()
         for now, text in ((103.0, "a"), (104.0, "b"), (106.0, "c")):
             engine.clock.now = now
-            [output] = engine.step([(seq, *spell(text))], started=now - 1)
+            [output] = engine.step([(seq, *spell(text))])
         metrics = output.metrics
         assert metrics.arrival_time == 100.0
-        assert metrics.first_scheduled_time == 102.0
         assert metrics.first_token_time == 103.0
         assert metrics.last_token_time == metrics.finished_time == 106.0
         assert metrics.num_generation_tokens == 3
         assert metrics.time_per_output_token == 1.5
 
-    def test_a_chunk_without_a_token_is_scheduled(self, engine):
-        [seq] = engine.add().get_seqs()
-        plan = SchedulerOutput((ScheduledSequence(seq, 0, 1, (), []),), 1)
-        engine.clock.now = 101.0
-        engine.processor.add(plan, Result([]))
-        metrics = engine.processor.abort("r").metrics
-        assert (metrics.first_scheduled_time, metrics.first_token_time) == (101.0, None)
-        assert metrics.finished_time == 101.0
-
     def test_what_the_scheduler_counted(self, engine):
         first, second = engine.add(n=2).get_seqs()
         first.num_cached_tokens, second.num_cached_tokens = 7, 9
-        first.num_preemptions, second.num_preemptions = 1, 2
         [output] = engine.step([(first, EOS)])
         assert output.num_cached_tokens == 7
-        assert output.metrics.num_preemptions == 3
+        assert output.metrics is first.request.metrics

@@ -2,20 +2,15 @@ import logging
 
 import pytest
 
-from folovllm.core.plan import ScheduledSequence, SchedulerOutput
-from folovllm.engine.stats import EngineStats, SchedulerState, Window, count_prompt_tokens
+from folovllm.core.plan import ScheduledSequence, StepPlan
+from folovllm.engine.stats import EngineStats, SchedulerState, Window
 from folovllm.outputs import RequestMetrics
-from folovllm.request import Sequence, SequenceData
-from folovllm.sampling_params import SamplingParams
 
 
-def plan(*parts: tuple[int, int, int]) -> SchedulerOutput:
-    """A step of sequences, each with its prompt's length, start and number of tokens."""
-    entries = []
-    for prompt_len, start, num_tokens in parts:
-        seq = Sequence("r-0", "r", SequenceData([1] * prompt_len), SamplingParams())
-        entries.append(ScheduledSequence(seq, start, num_tokens, (seq,), []))
-    return SchedulerOutput(tuple(entries), sum(part[2] for part in parts))
+def plan(*num_tokens: int, prompt_tokens: int = 0) -> StepPlan:
+    """A step of sequences, each with its number of tokens."""
+    entries = (ScheduledSequence("r-0", 0, (1,) * count, 0, (), ("r-0",)) for count in num_tokens)
+    return StepPlan(tuple(entries), num_prompt_tokens=prompt_tokens)
 
 
 class Clock:
@@ -38,22 +33,7 @@ def stats(clock):
 def step(stats, clock, at, seconds=1.0, **state):
     """Ten prompt tokens, two generated ones."""
     clock.now = at
-    stats.record_step(plan((10, 0, 10)), 2, seconds, SchedulerState(**state))
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ([], 0),
-        ([(5, 0, 5)], 5),
-        ([(5, 3, 1)], 1),
-        ([(5, 5, 1)], 0),
-        ([(5, 2, 6)], 3),  # computed again after a preemption, with what was generated
-        ([(5, 0, 2), (5, 7, 1), (3, 0, 3)], 5),
-    ],
-)
-def test_prompt_tokens_of_a_step(parts, expected):
-    assert count_prompt_tokens(plan(*parts)) == expected
+    stats.record_step(plan(10, prompt_tokens=10), 2, seconds, SchedulerState(**state))
 
 
 class TestWindow:

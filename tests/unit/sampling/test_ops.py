@@ -6,40 +6,10 @@ from hypothesis import given, strategies as st
 from folovllm.sampling import ops
 
 LAST_UNIFORM = 1 - 2.0**-53  # the greatest that random.Random gives
-SIZES = [1, 5, 64, 100, 640, 6400]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-class TestLargest:
-    @pytest.mark.parametrize("size", SIZES)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_is_the_first_of_the_greatest(self, size, dtype):
-        logits = (normal(7, size) * 4).round().to(dtype)  # ties
-        values, places = ops.largest(logits)
-        expected = logits.float().numpy()
-        assert places.tolist() == expected.argmax(-1).tolist()
-        assert values.tolist() == expected.max(-1).tolist()
-
-    @pytest.mark.parametrize("size", [64, 100, 640])
-    def test_nan_and_infinities_show_in_the_value(self, size):
-        logits = normal(4, size)
-        logits[0, 3] = torch.nan
-        logits[1, 4] = torch.inf
-        logits[2] = -torch.inf
-        values = ops.largest(logits)[0]
-        assert values[0].isnan()
-        assert values[1:3].tolist() == [torch.inf, -torch.inf]
-        assert values[3].isfinite()
-
-    def test_rows_may_be_views(self):
-        wide = normal(3, 2, 200)
-        expected = wide[:, 1, :128].argmax(-1).tolist()
-        assert ops.largest(wide[:, 1, :128])[1].tolist() == expected
-        one = normal(1, 128)
-        assert ops.largest(one.expand(4, -1))[1].tolist() == [int(one.argmax())] * 4
 
 
 class TestScale:
@@ -134,16 +104,6 @@ class TestSearch:
         places = ops.search(weights, torch.full((3,), 0.5, dtype=torch.float64))
         assert ((places >= 0) & (places < 128)).all()
         assert places[2] == 64
-
-
-class TestTop:
-    @pytest.mark.parametrize(("size", "count"), [(100, 3), (640, 2), (6400, 20), (6400, 6400)])
-    def test_agrees_with_sorting(self, size, count):
-        logits = normal(5, size)
-        values, places = ops.top(logits, count)
-        order = np.argsort(-logits.numpy(), -1)[:, :count]
-        assert places.tolist() == order.tolist()
-        assert torch.equal(values, logits.gather(1, places))
 
 
 class TestEdits:

@@ -4,50 +4,70 @@ import numpy as np
 import pytest
 import torch
 
+from folovllm.core.plan import NewSequence
 from folovllm.outputs import Logprob
-from folovllm.request import Request, Sequence
 from folovllm.sampling import logprobs
-from folovllm.sampling.sampler import Sampler
-from folovllm.sampling_params import SamplingParams
+from folovllm.sampling.sampler import SampledTokens, Sampler
+from folovllm.sampling_params import SamplingParams, SamplingSpec
 
 VOCAB = 64
 EOS = 2
 CPU = torch.device("cpu")
 
 
-def make_sampler(vocab=VOCAB, seed=0, encode_word=None) -> Sampler:
-    return Sampler(vocab, CPU, eos_token_ids=[EOS], seed=seed, encode_word=encode_word)
+def make_sampler(seqs=(), vocab=VOCAB, seed=0) -> Sampler:
+    """A sampler that has met some sequences."""
+    sampler = Sampler(vocab, CPU, seed=seed)
+    sampler.meet(seqs)
+    return sampler
 
 
-def make_seqs(request_id="r", prompt=(1, 5), **params) -> list[Sequence]:
-    request = Request(request_id, None, list(prompt), SamplingParams(**params))
-    return request.get_seqs()
+def make_seqs(request_id="r", prompt=(1, 5), bad_words=(), **params) -> list[NewSequence]:
+    """The sequences of a request."""
+    checked = SamplingParams(**params)
+    spec = SamplingSpec.of(checked, bad_words, [EOS])
+    return [NewSequence(f"{request_id}-{i}", i, spec, prompt) for i in range(checked.best_of)]
 
 
-def make_seq(request_id="r", prompt=(1, 5), **params) -> Sequence:
+def make_seq(request_id="r", prompt=(1, 5), **params) -> NewSequence:
     return make_seqs(request_id, prompt, **params)[0]
+
+
+def ids_of(seqs) -> list[str]:
+    return [seq.seq_id for seq in seqs]
+
+
+def sample(logits, seqs, vocab=VOCAB, seed=0) -> SampledTokens:
+    """What a new sampler makes of the first step of these sequences."""
+    return make_sampler(seqs, vocab, seed).sample(logits, ids_of(seqs))
 
 
 def normal(rows=1, vocab=VOCAB, seed=0, scale=2.0) -> torch.Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def run(sampler: Sampler, seqs: list[Sequence], steps=20, logits=None) -> list[list[int]]:
+def go_on(sampler: Sampler, seqs, steps, logits=None) -> list[list[int]]:
     """Generate with the same logits for every row and step."""
     logits = normal() if logits is None else logits
+    outputs: list[list[int]] = [[] for _ in seqs]
     for _ in range(steps):
-        sampled = sampler.sample(logits.expand(len(seqs), -1), seqs)
+        sampled = sampler.sample(logits.expand(len(seqs), -1), ids_of(seqs))
         assert not sampled.failed
-        for seq, token in zip(seqs, sampled.token_ids, strict=True):
-            seq.add_token_id(token)
-    return [seq.data.output_token_ids for seq in seqs]
+        for output, token in zip(outputs, sampled.token_ids, strict=True):
+            output.append(token)
+    return outputs
+
+
+def run(seqs, steps=20, logits=None, vocab=VOCAB, seed=0) -> list[list[int]]:
+    """Generate with a new sampler."""
+    return go_on(make_sampler(seqs, vocab, seed), seqs, steps, logits)
 
 
 class TestGreedy:
     def test_takes_the_most_likely(self):
         logits = normal(5)
         seqs = [make_seq(str(i), temperature=0) for i in range(5)]
-        sampled = make_sampler().sample(logits, seqs)
+        sampled = sample(logits, seqs)
         assert sampled.token_ids == logits.argmax(-1).tolist()
         assert sampled.logprobs is None
         assert sampled.failed == {}
@@ -56,14 +76,14 @@ class TestGreedy:
     def test_whatever_the_truncation_says(self):
         seq = make_seq(temperature=0, top_k=3, top_p=0.1, min_p=0.5)
         logits = normal()
-        assert make_sampler().sample(logits, [seq]).token_ids == [int(logits.argmax())]
+        assert sample(logits, [seq]).token_ids == [int(logits.argmax())]
 
     def test_with_drawn_rows_around_it(self):
         logits = normal(6)
         seqs = [make_seq(str(i), temperature=i % 3, seed=i) for i in range(6)]
-        tokens = make_sampler().sample(logits, seqs).token_ids
+        tokens = sample(logits, seqs).token_ids
         assert [tokens[0], tokens[3]] == logits[[0, 3]].argmax(-1).tolist()
-        alone = [make_sampler().sample(logits[i : i + 1], [seqs[i]]).token_ids[0] for i in range(6)]
+        alone = [sample(logits[i : i + 1], [seqs[i]]).token_ids[0] for i in range(6)]
         assert tokens == alone
 
 
@@ -72,7 +92,7 @@ class TestOrder:
         # 4 becomes 4 + 4 = 8, then 8 / 4 = 2; the other way round it were 1 + 4 = 5.
         logits = torch.tensor([[3.0, 4.0, 0.0]])
         seq = make_seq(prompt=[1], temperature=0, repetition_penalty=4, logit_bias={1: 4})
-        assert make_sampler(3).sample(logits, [seq]).token_ids == [0]
+        assert sample(logits, [seq], vocab=3).token_ids == [0]
 
     def test_temperature_comes_after_penalties(self):
         # Of 0.5 and 0.0, penalised by 1, the first has e^-0.5 / (1 + e^-0.5) at temperature 1
@@ -80,9 +100,9 @@ class TestOrder:
         logits = torch.tensor([[0.5, 0.0]])
         params = {"temperature": 0.1, "presence_penalty": 1.0}
         seqs = [make_seq(str(i), seed=i, **params) for i in range(500)]
-        for seq in seqs:
-            seq.add_token_id(0)
-        tokens = make_sampler(2).sample(logits.expand(500, -1), seqs).token_ids
+        sampler = make_sampler(seqs, vocab=2)
+        assert set(go_on(sampler, seqs, 1, torch.tensor([[99.0, 0.0]]))[0]) == {0}
+        tokens = sampler.sample(logits.expand(500, -1), ids_of(seqs)).token_ids
         assert tokens.count(0) < 20
 
     def test_min_tokens_hold_back_the_ends_with_ignore_eos_too(self):
@@ -96,7 +116,7 @@ class TestOrder:
                 stop_token_ids=[9],
                 ignore_eos=ignore_eos,
             )
-            [tokens] = run(make_sampler(), [seq], 4, logits)
+            [tokens] = run([seq], 4, logits)
             assert tokens == [7, 7, EOS, EOS]
 
     def test_logprobs_are_of_the_raw_logits(self):
@@ -105,7 +125,7 @@ class TestOrder:
         raw = logits.double().log_softmax(-1)[0]
         params = {"logit_bias": {best: -100}, "top_k": 1, "temperature": 0.3}
         seq = make_seq(logprobs=1, repetition_penalty=2.0, **params)
-        sampled = make_sampler().sample(logits, [seq])
+        sampled = sample(logits, [seq])
         [token], [entries] = sampled.token_ids, sampled.logprobs
         assert token != best
         assert list(entries) == [token, best]
@@ -114,39 +134,55 @@ class TestOrder:
         assert entries[best].logprob == pytest.approx(float(raw[best]), abs=1e-5)
 
 
+class TestOutput:
+    def test_siblings_look_back_at_their_own(self):
+        """They share a prompt and logits: what one has generated is nothing to the other."""
+        params = {"temperature": 0, "presence_penalty": 2.0}
+        one, two = make_seqs(n=1, **params) + make_seqs("s", n=1, **params)
+        logits = torch.tensor([[1.0, 0.5, 0.0]])
+        sampler = make_sampler([one, two], vocab=3)
+        assert go_on(sampler, [one], 2, logits) == [[0, 1]]
+        assert go_on(sampler, [one, two], 2, logits) == [[2, 0], [0, 1]]
+
+    def test_what_is_done_with_is_not_looked_at(self):
+        seqs = [make_seq(temperature=0, min_tokens=3)]
+        sampler = make_sampler(seqs)
+        go_on(sampler, seqs, 8)
+        assert len(sampler._states["r-0"].edits.output) == 3
+
+
 class TestBadWords:
     def test_every_spelling_is_barred(self):
-        spellings = {"x": [[7], [8, 9]]}
-        sampler = make_sampler(encode_word=spellings.__getitem__)
         logits = torch.zeros(1, VOCAB)
         logits[0, [7, 8, 9, 4]] = torch.tensor([4.0, 3.0, 3.5, 2.0])
-        seq = make_seq(temperature=0, bad_words=["x"])
+        seqs = [make_seq(temperature=0, bad_words=[[7], [8, 9]])]
+        sampler = make_sampler(seqs)
         logits[0, 9] = 2.5
-        assert run(sampler, [seq], 3, logits) == [[8, 8, 8]]
+        assert go_on(sampler, seqs, 3, logits) == [[8, 8, 8]]
         logits[0, 9] = 5.0  # most likely, but not after 8
-        assert run(sampler, [seq], 2, logits)[0][3:] == [8, 8]
+        assert go_on(sampler, seqs, 2, logits) == [[8, 8]]
 
 
 class TestSeeds:
     def test_a_seed_repeats(self):
-        first = run(make_sampler(seed=1), [make_seq("a", seed=5)])
-        assert first == run(make_sampler(seed=2), [make_seq("b", seed=5)])
-        assert first != run(make_sampler(seed=1), [make_seq("a", seed=6)])
+        first = run([make_seq("a", seed=5)], seed=1)
+        assert first == run([make_seq("b", seed=5)], seed=2)
+        assert first != run([make_seq("a", seed=6)], seed=1)
 
     def test_siblings_differ_and_repeat(self):
-        outputs = run(make_sampler(), make_seqs(n=4, seed=5))
+        outputs = run(make_seqs(n=4, seed=5))
         assert len({tuple(output) for output in outputs}) == 4
-        assert outputs == run(make_sampler(seed=9), make_seqs("other-1", n=4, seed=5))
-        assert outputs[0] == run(make_sampler(), [make_seq(seed=5)])[0]
+        assert outputs == run(make_seqs("other-1", n=4, seed=5), seed=9)
+        assert outputs[0] == run([make_seq(seed=5)])[0]
 
     def test_every_bit_counts(self):
         seeds = [1, 1 + 2**32, 1 + 2**40, 1 - 2**63, -2, 2]
-        outputs = run(make_sampler(), [make_seq(str(seed), seed=seed) for seed in seeds])
+        outputs = run([make_seq(str(seed), seed=seed) for seed in seeds])
         assert len({tuple(output) for output in outputs}) == len(seeds)
 
     def test_without_a_seed_a_run_repeats(self):
         def unseeded(seed):
-            return run(make_sampler(seed=seed), [make_seq(str(i)) for i in range(3)])
+            return run([make_seq(str(i)) for i in range(3)], seed=seed)
 
         assert unseeded(1) == unseeded(1)
         assert unseeded(1) != unseeded(2)
@@ -165,23 +201,28 @@ class TestSeeds:
         def seqs():
             return [make_seq(str(i), seed=i, **kind) for i, kind in enumerate(kinds)]
 
-        alone = [run(make_sampler(), [seq])[0] for seq in seqs()]
-        assert run(make_sampler(), seqs()) == alone
-        assert run(make_sampler(), seqs()[::-1]) == alone[::-1]
+        alone = [run([seq])[0] for seq in seqs()]
+        assert run(seqs()) == alone
+        assert run(seqs()[::-1]) == alone[::-1]
 
     def test_a_pause_changes_nothing(self):
-        sampler, seq, other = make_sampler(), make_seq("a", seed=5), make_seq("b")
-        run(sampler, [seq, other], 7)
-        run(sampler, [other], 5)  # seq is preempted
-        run(sampler, [other, seq], 13)
-        assert seq.data.output_token_ids == run(make_sampler(), [make_seq("c", seed=5)])[0]
+        params = {"seed": 5, "repetition_penalty": 1.3, "bad_words": [[3, 4]], "min_tokens": 9}
+        seq, other = make_seq("a", **params), make_seq("b")
+        sampler = make_sampler([seq, other])
+        output = go_on(sampler, [seq, other], 7)[0]
+        go_on(sampler, [other], 5)  # seq is preempted
+        output += go_on(sampler, [other, seq], 13)[1]
+        assert output == run([make_seq("c", **params)])[0]
 
     def test_forgetting_begins_anew(self):
-        sampler = make_sampler()
-        first = run(sampler, [make_seq(seed=5)])
-        sampler.forget("r")
-        sampler.forget("never-seen")
-        assert first == run(sampler, [make_seq(seed=5)])
+        seqs = [make_seq(seed=5, frequency_penalty=2)]
+        sampler = make_sampler(seqs)
+        first = go_on(sampler, seqs, 20)
+        sampler.forget(["never-seen", *ids_of(seqs)])
+        with pytest.raises(KeyError):
+            go_on(sampler, seqs, 1)
+        sampler.meet(seqs)
+        assert first == go_on(sampler, seqs, 20)
 
 
 def exact(logits, temperature=1.0, min_p=0.0, top_k=None, top_p=1.0) -> np.ndarray:
@@ -214,8 +255,7 @@ class TestDistribution:
     def test_follows_the_exact_probabilities(self, params):
         logits = normal(seed=7, scale=1.5)
         p = exact(logits[0], **params)
-        sampler, seqs = make_sampler(), make_seqs(n=2000, seed=3, **params)
-        tokens = np.array(run(sampler, seqs, 10, logits)).ravel()
+        tokens = np.array(run(make_seqs(n=2000, seed=3, **params), 10, logits)).ravel()
         counts = np.bincount(tokens, minlength=VOCAB)
         assert (counts[p == 0] == 0).all()
         # Cells that expect fewer than 5 are joined, as the test's approximation needs.
@@ -233,12 +273,10 @@ class TestDistribution:
 
     def test_tiny_and_huge_temperatures(self):
         logits = normal(scale=8)
-        assert set(run(make_sampler(), [make_seq(temperature=1e-40)], 9, logits)[0]) == {
-            int(logits.argmax())
-        }
-        [tokens] = run(make_sampler(), [make_seq(temperature=1e300, seed=1)], 500, logits)
+        assert set(run([make_seq(temperature=1e-40)], 9, logits)[0]) == {int(logits.argmax())}
+        [tokens] = run([make_seq(temperature=1e300, seed=1)], 500, logits)
         assert len(set(tokens)) > VOCAB / 2
-        [tokens] = run(make_sampler(), [make_seq(temperature=1e20, top_k=3)], 100, logits)
+        [tokens] = run([make_seq(temperature=1e20, top_k=3)], 100, logits)
         assert set(tokens) == set(logits[0].topk(3).indices.tolist())
 
 
@@ -264,13 +302,10 @@ class TestFailures:
         value, reason = self.REASONS[what]
         logits = normal(3)
 
-        def sample():
-            seqs = [make_seq(str(i), seed=i, **params) for i in range(3)]
-            return make_sampler().sample(logits, seqs)
-
-        healthy = sample()
+        seqs = [make_seq(str(i), seed=i, **params) for i in range(3)]
+        healthy = sample(logits, seqs)
         logits[1, slice(None) if what == "all -inf" else 40] = value
-        sampled = sample()
+        sampled = sample(logits, seqs)
         assert list(sampled.failed) == [1]
         assert reason in sampled.failed[1]
         for row in (0, 2):
@@ -281,7 +316,7 @@ class TestFailures:
     @pytest.mark.parametrize("temperature", [0, 1])
     def test_nothing_is_left(self, temperature):
         params = {"temperature": temperature, "allowed_token_ids": [EOS], "min_tokens": 1}
-        sampled = make_sampler().sample(normal(2), [make_seq("a", **params), make_seq("b")])
+        sampled = sample(normal(2), [make_seq("a", **params), make_seq("b")])
         assert list(sampled.failed) == [0]
         assert "no token is left" in sampled.failed[0]
 
@@ -289,7 +324,7 @@ class TestFailures:
         logits = torch.full((1, VOCAB), -torch.inf)
         logits[0, 17] = -3.0
         seqs = [make_seq("a"), make_seq("b", temperature=0), make_seq("c", top_k=4, top_p=0.5)]
-        assert run(make_sampler(), seqs, 2, logits) == [[17, 17]] * 3
+        assert run(seqs, 2, logits) == [[17, 17]] * 3
 
 
 class TestLogits:
@@ -300,9 +335,10 @@ class TestLogits:
         logits[:, vocab + 1] = torch.nan
         kinds = [{"temperature": 0}, {}, {"top_k": 2}, {"logit_bias": {0: 1}}, {"temperature": 9}]
         seqs = [make_seq(str(i), prompt=[1], logprobs=3, **kind) for i, kind in enumerate(kinds)]
-        for output in run(make_sampler(vocab), seqs, 10, logits):
+        for output in run(seqs, 10, logits, vocab):
             assert max(output) < vocab
-        [entries] = make_sampler(vocab).prompt_logprobs(logits, [0], -1)
+        sampler = make_sampler([make_seq(prompt_logprobs=-1)], vocab)
+        [entries] = sampler.prompt_logprobs(logits, "r-0", [0])
         assert sorted(entries) == list(range(vocab))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -311,24 +347,17 @@ class TestLogits:
         kinds = [{}, {"top_k": 9, "logprobs": 1}, {"logit_bias": {3: 0.1}}, {"temperature": 0}]
         kinds.append({"temperature": 0, "repetition_penalty": 1.3})
 
-        def sample(values):
-            seqs = [make_seq(str(i), seed=i, **kind) for i, kind in enumerate(kinds)]
-            return make_sampler().sample(values, seqs)
-
-        assert sample(logits) == sample(logits.float())
+        seqs = [make_seq(str(i), seed=i, **kind) for i, kind in enumerate(kinds)]
+        assert sample(logits, seqs) == sample(logits.float(), seqs)
 
     @pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"logit_bias": {1: 5}}, {"logprobs": 1}])
     def test_logits_are_left_as_they_are_and_may_be_shared(self, params):
         logits = normal()
         before = logits.clone()
-        shared = run(make_sampler(), make_seqs(n=5, seed=1, **params), 3, logits)
+        seqs = make_seqs(n=5, seed=1, **params)
+        shared = run(seqs, 3, logits)
         assert torch.equal(logits, before)
-        sampler, seqs = make_sampler(), make_seqs(n=5, seed=1, **params)
-        for _ in range(3):
-            tokens = sampler.sample(before.repeat(5, 1), seqs).token_ids
-            for seq, token in zip(seqs, tokens, strict=True):
-                seq.add_token_id(token)
-        assert shared == [seq.data.output_token_ids for seq in seqs]
+        assert shared == run(seqs, 3, before.repeat(5, 1))
 
 
 class TestLogprobs:
@@ -341,7 +370,7 @@ class TestLogprobs:
             make_seq("3", logprobs=-1),
             make_seq("4", logprobs=500),
         ]
-        sampled = make_sampler().sample(logits, seqs)
+        sampled = sample(logits, seqs)
         sizes = [None if entries is None else len(entries) for entries in sampled.logprobs]
         assert sizes in ([2, None, 1, VOCAB, VOCAB], [3, None, 1, VOCAB, VOCAB])
         raw = logits.double().log_softmax(-1)
@@ -354,14 +383,15 @@ class TestLogprobs:
 
     def test_candidates_have_that_of_the_chosen_token(self):
         seqs = make_seqs(n=1, best_of=3)
-        sampled = make_sampler().sample(normal().expand(3, -1), seqs)
+        sampled = sample(normal().expand(3, -1), seqs)
         assert [list(entries) for entries in sampled.logprobs] == [[t] for t in sampled.token_ids]
 
     @pytest.mark.parametrize(("count", "size"), [(0, 1), (2, 3), (-1, VOCAB)])
     def test_of_a_prompt(self, count, size):
         logits = normal(3)
         last = logits.argmin(-1).tolist()
-        found = make_sampler().prompt_logprobs(logits, last, count)
+        sampler = make_sampler([make_seq(prompt_logprobs=count)])
+        found = sampler.prompt_logprobs(logits, "r-0", last)
         raw = logits.double().log_softmax(-1)
         for row, (token, entries) in enumerate(zip(last, found, strict=True)):
             assert next(iter(entries)) == token
@@ -373,14 +403,16 @@ class TestLogprobs:
     def test_of_a_long_prompt_is_looked_at_in_parts(self, monkeypatch):
         logits = normal(600)
         tokens = logits.argmax(-1).tolist()
-        sampler, sizes, tabulate = make_sampler(), [], logprobs.tabulate
+        sampler = make_sampler([make_seq(prompt_logprobs=1)])
+        sizes, tabulate = [], logprobs.tabulate
 
         def note(rows, *rest):
             sizes.append(len(rows))
             return tabulate(rows, *rest)
 
         monkeypatch.setattr(logprobs, "tabulate", note)
-        found = sampler.prompt_logprobs(logits, tokens, 1)
+        found = sampler.prompt_logprobs(logits, "r-0", tokens)
         assert sizes == [256, 256, 88]
         for row in (0, 255, 256, 599):
-            assert found[row] == sampler.prompt_logprobs(logits[row : row + 1], [tokens[row]], 1)[0]
+            part = logits[row : row + 1], "r-0", tokens[row : row + 1]
+            assert found[row] == sampler.prompt_logprobs(*part)[0]

@@ -4,8 +4,10 @@ import torch
 from hypothesis import assume, given, strategies as st
 
 from folovllm.sampling import ops
+from folovllm.sampling.device import CpuOps, GpuOps
 from folovllm.sampling.truncation import Limits, cutoffs, draw_truncated
 
+CPU = CpuOps()
 LAST_UNIFORM = 1 - 2.0**-53  # the greatest that random.Random gives
 LARGE = 64 * 64 * 4  # from here on only candidates are sorted
 
@@ -44,7 +46,7 @@ def scaled(logits: torch.Tensor) -> torch.Tensor:
 def drawn(x: torch.Tensor, limit: Limits, count: int = 2000) -> set[int]:
     uniforms = torch.arange(count, dtype=torch.float64) / count
     many = limit.of(torch.zeros(count, dtype=torch.int64))
-    return set(draw_truncated(x.expand(count, -1), many, uniforms).tolist())
+    return set(draw_truncated(x.expand(count, -1), many, uniforms, CPU).tolist())
 
 
 class TestCutoffs:
@@ -121,10 +123,11 @@ class TestDraw:
         limit = limits(LARGE, *(choice[i % len(choice)] for i in range(96)))
         uniforms = torch.rand(96, dtype=torch.float64, generator=generator)
         before = x.clone()
-        tokens = draw_truncated(x, limit, uniforms)
+        tokens = draw_truncated(x, limit, uniforms, CPU)
         assert torch.equal(x, before)
+        assert tokens.tolist() == draw_truncated(x, limit, uniforms, GpuOps()).tolist()
         monkeypatch.setattr("folovllm.sampling.truncation._CANDIDATE_CHUNKS", LARGE)
-        assert tokens.tolist() == draw_truncated(x, limit, uniforms).tolist()
+        assert tokens.tolist() == draw_truncated(x, limit, uniforms, CPU).tolist()
 
     def test_few_possible_tokens_in_a_large_vocabulary(self):
         logits = torch.full((1, LARGE), -torch.inf)
@@ -151,7 +154,7 @@ class TestDraw:
         lost = kept(x[0].double().numpy(), *limit)[0]
         assert lost.sum() > 4096
         uniforms = torch.tensor([0.999], dtype=torch.float64)
-        token = draw_truncated(x, limits(LARGE, limit), uniforms)
+        token = draw_truncated(x, limits(LARGE, limit), uniforms, CPU)
         assert token >= 4096
         assert lost[int(token)]
 
@@ -160,14 +163,14 @@ class TestDraw:
         logits[:, :4] = torch.tensor([10.0, 9.9, 9.8, 9.7])  # four fifths of the whole
         limit = limits(LARGE, (0.0, -1, 0.5), (0.0, 4, 0.5))
         uniforms = torch.full((2,), LAST_UNIFORM, dtype=torch.float64)
-        assert draw_truncated(scaled(logits), limit, uniforms).tolist() == [2, 1]
+        assert draw_truncated(scaled(logits), limit, uniforms, CPU).tolist() == [2, 1]
 
     def test_rows_of_nan_disturb_nobody(self):
         x = scaled(torch.randn(3, LARGE, generator=torch.Generator().manual_seed(4)) * 5)
         limit = limits(LARGE, *[(0.0, 20, 0.9)] * 3)
         uniforms = torch.full((3,), 0.4, dtype=torch.float64)
-        expected = draw_truncated(x, limit, uniforms).tolist()
+        expected = draw_truncated(x, limit, uniforms, CPU).tolist()
         x[1] = torch.nan
-        tokens = draw_truncated(x, limit, uniforms).tolist()
+        tokens = draw_truncated(x, limit, uniforms, CPU).tolist()
         assert [tokens[0], tokens[2]] == [expected[0], expected[2]]
         assert 0 <= tokens[1] < LARGE

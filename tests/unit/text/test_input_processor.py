@@ -170,17 +170,50 @@ class TestParams:
             processor.process("r", [1], SamplingParams(), priority=priority)
 
 
-class TestEncodeWord:
+class TestBadWords:
+    """They are token ids from the request on: nothing is tokenised in the middle of a step."""
+
+    def spelt(self, processor, word):
+        params = SamplingParams(bad_words=[word])
+        return [list(ids) for ids in processor.process("r", [1], params).sampling.bad_words]
+
     def test_with_and_without_a_space_before_it(self, tokenizers, processor):
-        plain, spaced = processor.encode_word(" f")
+        plain, spaced = self.spelt(processor, " f")
         decode = tokenizers["byte_level"].decode
         assert (decode(plain), decode(spaced)) == ("f", " f")
         assert len(plain) == len(spaced) == 1
 
     def test_once_where_the_space_is_a_token_of_its_own(self, tokenizers):
         processor = InputProcessor(tokenizers["slow"], max_model_len=16, vocab_size=400)
-        assert processor.encode_word("ab") == [[100, 101]]
+        assert self.spelt(processor, "ab") == [[100, 101]]
 
     def test_once_where_the_space_makes_no_difference(self, tokenizers):
         processor = InputProcessor(tokenizers["words"], max_model_len=16, vocab_size=10)
-        assert processor.encode_word("cat") == [[2]]
+        assert self.spelt(processor, "cat") == [[2]]
+
+
+def test_the_models_own_ends_are_in_the_request(tokenizers):
+    processor = InputProcessor(
+        tokenizers["words"], max_model_len=16, vocab_size=10, eos_token_ids=(7, 5)
+    )
+    request = processor.process("r", [1], SamplingParams(stop_token_ids=[6, 7]))
+    assert request.sampling.end_token_ids == (5, 6, 7)
+
+
+class TestCacheSalt:
+    @pytest.mark.parametrize("prompt", [{"prompt": "the"}, {"prompt_token_ids": [3, 4]}])
+    def test_is_the_requests_and_its_sequences(self, processor, prompt):
+        def keys(salt):
+            request = processor.process("r", {**prompt, "cache_salt": salt}, SamplingParams(n=2))
+            assert request.cache_salt == salt
+            return {seq.extra_keys for seq in request.get_seqs()}
+
+        assert keys(None) == {()}
+        assert len(keys("a") | keys("b")) == 2
+
+    @pytest.mark.parametrize("salt", ["", 1, b"a"])
+    def test_what_is_no_salt(self, processor, salt):
+        with pytest.raises(
+            ValueError, match=r"prompt\['cache_salt'\] must be a string that is not"
+        ):
+            processor.process("r", {"prompt": "the", "cache_salt": salt}, SamplingParams())

@@ -2,7 +2,6 @@
 
 import logging
 import random
-from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,8 +11,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from folovllm.attention.backend import LayerSpec
-from folovllm.worker.batch import Batch
-from folovllm.worker.cuda_graphs import DecodeGraphs, GraphMaker, TableRows, bucket_sizes
+from folovllm.attention.paged import PagedBackend
+from folovllm.worker.cuda_graphs import DecodeGraphs, GraphMaker, bucket_sizes
+from tests.unit.attention.reference import make_batch
 
 CPU = torch.device("cpu")
 BLOCK, MAX_LEN = 4, 30
@@ -71,22 +71,18 @@ class Played:
 def played():
     model = Model()
     capture = Played(model)
-    graphs = DecodeGraphs(model, None, [], SIZES, BLOCK, MAX_LEN, capture)
+    graphs = DecodeGraphs(model, PagedBackend(), [], SIZES, BLOCK, MAX_LEN, capture)
     model.seen.clear()
     return SimpleNamespace(model=model, capture=capture, graphs=graphs)
 
 
 def decode_batch(count, seed=0):
     rng = random.Random(seed)
-    lengths = [rng.randint(1, MAX_LEN) for _ in range(count)]
-    block_ids = [[rng.randint(1, 99) for _ in range(-(-n // BLOCK))] for n in lengths]
-    slots = [ids[-1] * BLOCK + (n - 1) % BLOCK for n, ids in zip(lengths, block_ids, strict=True)]
-    ids = [rng.randint(1, 999) for _ in range(count)]
-    rows = list(range(count))
-    positions = np.array(lengths) - 1
-    return Batch(
-        np.array(ids), positions, np.array(slots), [1] * count, lengths, block_ids, rows, rows, []
-    )
+    parts = [(rng.randint(0, MAX_LEN - 1), 1) for _ in range(count)]
+    tables = [[rng.randint(1, 99) for _ in range(context // BLOCK + 1)] for context, _ in parts]
+    batch = make_batch(parts, tables, BLOCK)
+    batch.token_ids[:] = [rng.randint(1, 999) for _ in range(count)]
+    return batch
 
 
 def test_the_largest_is_captured_first(played):
@@ -103,18 +99,18 @@ def run(played, batch):
 @given(st.lists(st.tuples(st.integers(1, 11), st.integers(0, 9)), min_size=1, max_size=8))
 def test_a_graph_reads_the_batch_and_padding_that_harms_nothing(counts):
     model = Model()
-    graphs = DecodeGraphs(model, None, [], SIZES, BLOCK, MAX_LEN, Played(model))
+    graphs = DecodeGraphs(model, PagedBackend(), [], SIZES, BLOCK, MAX_LEN, Played(model))
     for count, seed in counts:  # growing and shrinking: what stays of a larger one does not matter
         batch = decode_batch(count, seed)
         logits = run(SimpleNamespace(graphs=graphs), batch)
-        firsts = [ids[0] for ids in batch.block_ids]
+        firsts = batch.block_table[:, 0]
         columns = (batch.token_ids, batch.positions, batch.seq_lens, firsts, batch.slots)
         assert logits.tolist() == np.stack(columns, 1).tolist()
         token_ids, positions, data, _ = model.seen[-1]
         size = len(token_ids)
         assert size == next(size for size in SIZES if size >= count)
-        for row, ids in enumerate(batch.block_ids):
-            assert data.block_table[row, : len(ids)].tolist() == ids
+        width = batch.block_table.shape[1]
+        assert data.block_table[:count, :width].tolist() == batch.block_table.tolist()
         assert not data.block_table[count:size, 0].any()
         for numbers in (token_ids, positions, data.slots):
             assert not numbers[count:].any()
@@ -143,32 +139,10 @@ def test_replays_once_a_step(played):
 
 
 def test_what_is_no_decoding_is_left_to_others(played):
-    batch = decode_batch(3)
-    longer = replace(batch, token_ids=np.zeros(4, np.int64), query_lens=[2, 1, 1])
-    unsampled = replace(batch, logit_rows=[0, 1], sampling_rows=[0, 1])
-    prompt = replace(batch, prompt_parts=[object()])
-    for other in (longer, unsampled, prompt, decode_batch(12)):
+    longer = make_batch([(3, 2), (5, 1)], [[1, 2], [3, 4]], BLOCK)
+    for other in (longer, decode_batch(12)):
         assert run(played, other) is None
     assert played.model.seen == []
-    forked = replace(batch, sampling_rows=[0, 0, 1, 2])
-    assert len(run(played, forked)) == 3
-
-
-tables = st.lists(st.lists(st.integers(1, 99), max_size=6), max_size=5)
-
-
-@given(st.lists(st.tuples(tables, st.integers(0, 3)), min_size=1, max_size=6))
-def test_rows_are_kept_and_changed(steps):
-    rows = TableRows(8, 6)
-    for block_ids, padding in steps:
-        size = len(block_ids) + padding
-        table = rows.update(block_ids, size)
-        width = max(map(len, block_ids), default=1)
-        padded = [*block_ids, *[[]] * padding]
-        assert table.shape == (size, width)
-        assert table.tolist() == [ids + [0] * (width - len(ids)) for ids in padded]
-        for ids in block_ids:  # the scheduler's lists, which it goes on to change
-            ids.append(0)
 
 
 class Memory:
@@ -193,7 +167,7 @@ class Memory:
 
 
 def maker(new_capture, free):
-    return GraphMaker(Model(), None, SIZES, BLOCK, MAX_LEN, new_capture, free)
+    return GraphMaker(Model(), PagedBackend(), SIZES, BLOCK, MAX_LEN, new_capture, free)
 
 
 def test_what_all_graphs_take_is_known_from_two():

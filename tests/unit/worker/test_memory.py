@@ -110,8 +110,8 @@ def test_samples_in_every_way(profile, monkeypatch):
     seen = []
     sample = memory.Sampler.sample
 
-    def note(sampler, logits, seqs):
-        sampled = sample(sampler, logits, seqs)
+    def note(sampler, logits, seq_ids):
+        sampled = sample(sampler, logits, seq_ids)
         seen.append((len(sampled.token_ids), sampled.logprobs is not None))
         return sampled
 

@@ -7,13 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from folovllm.attention.paged import paged_metadata
-from folovllm.core.plan import ScheduledSequence, SchedulerOutput
-from folovllm.request import Sequence, SequenceData
+from folovllm.attention.paged import PagedBackend
+from folovllm.core.plan import StepPlan
 from folovllm.sampling.sampler import Sampler
-from folovllm.sampling_params import SamplingParams
+from folovllm.sampling_params import SamplingSpec
 from folovllm.worker.cuda_graphs import DecodeGraphs
 from folovllm.worker.model_runner import ModelRunner
+from tests.unit.worker.plans import new, part, plan
 
 DEVICE = torch.device("meta")  # the one that torch always has beside the CPU
 BLOCK, VOCAB = 4, 128
@@ -94,30 +94,23 @@ class Model:
         return ((token_ids + positions)[logit_rows, None] * 7 + columns).remainder(101).float()
 
 
-class Backend:
-    def build(self, layout):
-        return paged_metadata(layout)
-
-
 def make_runner(graphs):
-    sampler = Sampler(VOCAB, DEVICE, eos_token_ids=(), seed=0, encode_word=None)
-    cache = SimpleNamespace(layers=[], **dict.fromkeys(("swap_out", "swap_in", "copy"), len))
-    model = Model()
-    made = None
+    sampler = Sampler(VOCAB, DEVICE, seed=0)
+    moves = dict.fromkeys(("swap_out", "swap_in", "copy", "clear"), len)
+    cache = SimpleNamespace(layers=[], **moves)
+    model, backend, made = Model(), PagedBackend(), None
     if graphs:
-        made = DecodeGraphs(model, Backend(), [], (1, 2, 4, 8), BLOCK, 64, lambda work: work)
-    return ModelRunner(model, cache, Backend(), sampler, BLOCK, made)
+        made = DecodeGraphs(model, backend, [], (1, 2, 4, 8), BLOCK, 64, lambda work: work)
+    return ModelRunner(model, cache, backend, sampler, BLOCK, made)
 
 
-def plan_of(prompt_len, count, **params):
+def plan_of(prompt_len, count, **spec):
     """A step of as many sequences; the whole prompt of each, or one token after it."""
     entries = []
     for i in range(count):
-        data = SequenceData([1 + i] * 9, [] if prompt_len else [5])
-        seq = Sequence(f"{i}-0", str(i), data, SamplingParams(**params))
-        start = 0 if prompt_len else 9
-        entries.append(ScheduledSequence(seq, start, prompt_len or 1, (seq,), [3 * i + 1, 2, 3]))
-    return SchedulerOutput(tuple(entries), sum(entry.num_tokens for entry in entries))
+        start, token_ids = (0, [1 + i] * prompt_len) if prompt_len else (9, [5])
+        entries.append(part(f"{i}-0", start, token_ids, [3 * i + 1, 2, 3]))
+    return plan(*entries, meet=[new(entry.seq_id, SamplingSpec(**spec)) for entry in entries])
 
 
 GREEDY = {"temperature": 0}
@@ -157,17 +150,80 @@ def make_plain(prompt_len, params):
 
 
 def test_forks_take_one_more(device):
-    plan = plan_of(9, 2, **GREEDY)
-    first = plan.scheduled[0]
-    child = Sequence("0-1", "0", first.seq.data, SamplingParams(**GREEDY))
-    forked = ScheduledSequence(first.seq, 0, 9, (first.seq, child), first.block_ids)
-    plan = SchedulerOutput((forked, plan.scheduled[1]), plan.num_tokens)
+    made = plan_of(9, 2, **GREEDY)
+    first, second = made.scheduled
+    forked = StepPlan(
+        (first._replace(samples=("0-0", "0-1")), second),
+        (*made.new, new("0-1", SamplingSpec(**GREEDY), index=1)),
+    )
     with device:
         runner = make_runner(False)
         device.clear()
-        result = runner.execute(plan)
+        result = runner.execute(forked)
     assert device.counts == (3, 1, 0)
     assert result.token_ids[0] == result.token_ids[1]
+
+
+class Graphs:
+    """Notes the batches that are decoded, and leaves them to the runner."""
+
+    def __init__(self):
+        self.batches = []
+
+    def run(self, batch):
+        self.batches.append(batch.token_ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "decoded"),
+    [
+        ({}, True),
+        ({"samples": ("0-0", "9-0")}, True),
+        ({"samples": ()}, False),
+        ({"token_ids": (5, 6)}, False),
+        # As many logits as tokens, in another order than the tokens'.
+        ({"samples": (), "prompt_targets": (7,)}, False),
+    ],
+)
+def test_what_is_given_to_the_graphs(device, changes, decoded):
+    made = plan_of(0, 3, **GREEDY)
+    entries = (made.scheduled[0]._replace(**changes), *made.scheduled[1:])
+    met = (*made.new, new("9-0"))
+    with device:
+        runner = make_runner(False)
+        runner.graphs = Graphs()
+        runner.execute(StepPlan(entries, met))
+    assert runner.graphs.batches == [[5, 5, 5]] * decoded
+
+
+class Cache:
+    """Notes what is done to it, in order."""
+
+    layers = ()
+
+    def __init__(self):
+        self.done = []
+
+    def __getattr__(self, name):
+        return lambda blocks: self.done.append((name, blocks))
+
+
+def test_what_is_done_before_a_step_in_order(monkeypatch):
+    monkeypatch.setattr(Model, "device", torch.device("cpu"))
+    runner, cache = make_runner(False), Cache()
+    runner.cache = cache
+    for name in ("meet", "forget"):
+        monkeypatch.setattr(runner.sampler, name, getattr(cache, name))
+    moves = {"swap_out": ((1, 2),), "copies": ((3, 4),), "swap_in": ((5, 6),)}
+    runner.execute(plan(meet=[new("b")], finished=("a",), clear=(7, 8), **moves))
+    assert cache.done == [
+        ("forget", ("a",)),
+        ("meet", (new("b"),)),
+        ("clear", (7, 8)),
+        ("swap_out", ((1, 2),)),
+        ("copy", ((3, 4),)),
+        ("swap_in", ((5, 6),)),
+    ]
 
 
 def test_what_is_asked_of_the_device_is_counted(device):

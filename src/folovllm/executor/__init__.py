@@ -1,0 +1,1 @@
+"""Where steps are executed: today in this process."""
