@@ -14,8 +14,9 @@ from folovllm.engine.llm_engine import LLMEngine
 from folovllm.errors import ConfigError
 from folovllm.outputs import RequestOutput
 from folovllm.sampling_params import RequestOutputKind, SamplingParams
-from folovllm.text.chat import Message, render_chat, to_conversations
+from folovllm.text.chat import ChatRenderer, ContentFormatOption, Tool
 from folovllm.text.input_processor import PromptType, TokenizedPrompt
+from folovllm.text.messages import Message, to_conversations
 from folovllm.utils.checks import check_type, refuse
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class LLM:
 
     def _start(self, config: EngineConfig, device: "str | torch.device | None") -> None:
         self.llm_engine = LLMEngine(config, device)
+        self._chat_renderer = ChatRenderer(self.llm_engine.tokenizer)
         self._request_numbers = itertools.count(1)
 
     def generate(
@@ -184,29 +186,34 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         *,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormatOption = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        tools: list[Any] | None = None,
+        tools: Sequence[Tool] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[TokenizedPrompt]:
         """Render conversations and tokenise them: prompts for `generate` and `stream`.
 
         Args:
-            messages: one conversation or a list of them.
+            messages: one conversation or a list of them. `arguments` of earlier tool calls may
+                be JSON text, as OpenAI's interface has them.
             chat_template: a Jinja template in place of the checkpoint's.
+            chat_template_content_format: whether the template gets a message's content as one
+                text ("string") or as a list of parts ("openai"); "auto" finds out what it wants.
             add_generation_prompt: end with the beginning of an answer.
             continue_final_message: leave the last message open, to be gone on with.
             tools: JSON schemas of functions that the model may call.
             chat_template_kwargs: more names for the template.
 
         Raises:
-            ValueError: there is no template, a message is malformed, or the template refuses it.
+            ValueError: there is no template, a message is malformed, or the template refuses it,
+                fails, or takes more time or memory than a template may.
         """
         texts = [
-            render_chat(
-                self.get_tokenizer(),
+            self._chat_renderer.render(
                 conversation,
                 chat_template=chat_template,
+                chat_template_content_format=chat_template_content_format,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tools=tools,

@@ -7,7 +7,7 @@ from hypothesis import example, given, strategies as st
 from transformers import AutoTokenizer
 
 from folovllm.sampling_params import SamplingParams
-from folovllm.text.chat import render_chat
+from folovllm.text.chat import ChatRenderer
 from folovllm.text.detokenizer import UNFINISHED, Detokenizer, TokenStream
 from folovllm.text.input_processor import InputProcessor
 from folovllm.text.token_text import TokenText
@@ -52,9 +52,63 @@ def test_a_conversation(tokenizer):
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Bonjour!"},
     ]
-    rendered = render_chat(tokenizer, messages)
+    rendered = ChatRenderer(tokenizer).render(messages)
     assert rendered.endswith("Bonjour!<|im_end|>\n<|im_start|>assistant\n")
     processor = InputProcessor(tokenizer, max_model_len=64, vocab_size=49152)
     request = processor.process("r", rendered, SamplingParams(), add_special_tokens=False)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert request.prompt_token_ids == expected
+
+
+@pytest.fixture(scope="module")
+def renderer(tokenizer):
+    return ChatRenderer(tokenizer)
+
+
+@pytest.mark.parametrize("form", ["text", "parts"])
+def test_a_template_that_iterates_over_parts_gets_the_text(renderer, form):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    text = "how do I bake bread"
+    content = text if form == "text" else [{"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
+    assert renderer.render(messages, chat_template=template) == f"[user]{text}"
+    own = renderer.render(messages)
+    assert own.endswith(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{ c.function.arguments | tojson }}", '{"city": "Rome"}'),
+        (
+            "{% for k, v in c.function.arguments|items %}<{{ k }}>{{ v }}{% endfor %}",
+            "<city>Rome",
+        ),
+    ],
+)
+def test_arguments_of_earlier_tool_calls_are_an_object(renderer, written, expected):
+    head = "{% for m in messages if m.role == 'assistant' %}{% for c in m.tool_calls %}"
+    call = {"id": "1", "function": {"name": "get", "arguments": '{"city": "Rome"}'}}
+    messages = [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": "...", "tool_calls": [call]},
+    ]
+    template = f"{head}{written}{{% endfor %}}{{% endfor %}}"
+    assert renderer.render(messages, chat_template=template) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": False, "continue_final_message": True},
+    ],
+)
+def test_its_template_renders_as_with_transformers(renderer, tokenizer, options):
+    messages = [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "Yes, "}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    assert renderer.render(messages, **options) == expected
