@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any
 
 from folovllm.outputs import RequestMetrics
-from folovllm.sampling_params import SamplingParams, SamplingSpec
+from folovllm.sampling_params import NO_BAD_WORDS, BadWords, SamplingParams, SamplingSpec
 from folovllm.utils.checks import check_token_ids, check_type, refuse
 
 
@@ -244,7 +244,7 @@ class Request:
         sequences: by `seq_id`. Unless any are given, `best_of` are made, named
             `{request_id}-{i}`, each with its own copy of the prompt's ids.
         priority: under the policy "priority", a lower value is scheduled earlier; else unused.
-        bad_words: the token-id sequences that spell `sampling_params.bad_words`.
+        bad_words: what `sampling_params.bad_words` are in token ids.
         eos_token_ids: the model's own ids that end an output.
         cache_salt: only requests with the same salt share blocks of the prefix cache; None is
             a salt as well.
@@ -267,7 +267,7 @@ class Request:
     sequences: dict[str, Sequence] = field(default_factory=dict)
     priority: int = 0
     cache_salt: str | None = None
-    bad_words: InitVar[Iterable[Iterable[int]]] = ()
+    bad_words: InitVar[BadWords] = NO_BAD_WORDS
     eos_token_ids: InitVar[Iterable[int]] = ()
     sampling: SamplingSpec = field(init=False, repr=False)
     metrics: RequestMetrics = field(init=False, repr=False)
@@ -275,9 +275,7 @@ class Request:
     error: str | None = field(default=None, init=False)
     output: Any = field(default=None, init=False, repr=False)
 
-    def __post_init__(
-        self, bad_words: Iterable[Iterable[int]], eos_token_ids: Iterable[int]
-    ) -> None:
+    def __post_init__(self, bad_words: BadWords, eos_token_ids: Iterable[int]) -> None:
         """Check the arguments and make the sequences."""
         check_type("request_id", self.request_id, str, "a string")
         if self.prompt is not None:

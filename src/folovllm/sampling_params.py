@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import NamedTuple
 
 from folovllm.utils.checks import (
     check_bool,
@@ -67,7 +68,9 @@ class SamplingParams:
             else z *= penalty (CTRL, Keskar et al. 2019, arXiv:1909.05858); 1 is off.
         stop: strings that end the output; one string in the constructor is a list of one.
         stop_token_ids: token ids that end the output.
-        bad_words: words that are never generated: the token that would complete one is barred.
+        bad_words: words that are never generated, with these capitals, at the beginning of the
+            output, behind a space or behind anything else that ends a word, in whatever tokens:
+            the token that would complete one is barred. Within a longer word they may come.
         logit_bias: z += bias, by token id.
         allowed_token_ids: the only token ids that may be generated; None allows all.
         ignore_eos: go on generating after the end-of-sequence token.
@@ -283,6 +286,26 @@ def _check_logprobs(field: str, count: int | None) -> int | None:
     return check_int(field, count, -1, accepted="None, -1 (the vocabulary) or an integer >= 0")
 
 
+class BadWords(NamedTuple):
+    """Which tokens would complete a bad word, as a graph in token ids; see `text.bad_words`.
+
+    A state says how much of a word the output ends with. State 0, nothing of any, is always
+    among those that the output is in.
+
+    Attributes:
+        steps: a state, a token, and the state that the token leads to from there.
+        ends: a state, and a token that completes a word from there: it is barred.
+        silent: tokens without a text, which leave the states as they are.
+    """
+
+    steps: tuple[tuple[int, int, int], ...] = ()
+    ends: tuple[tuple[int, int], ...] = ()
+    silent: tuple[int, ...] = ()
+
+
+NO_BAD_WORDS = BadWords()
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
     """How the tokens of a request are chosen, in numbers and token ids alone.
@@ -296,7 +319,7 @@ class SamplingSpec:
             vocabulary; 0 also where candidates are ranked by the probability of what was
             chosen; None for nothing.
         prompt_logprobs: the same for the tokens of the prompt.
-        bad_words: token-id sequences that must not come about.
+        bad_words: which tokens would complete a bad word.
         min_tokens: before this many tokens none of `end_token_ids` may come.
         end_token_ids: the ids that end the output, those of the model and of the request.
         logit_bias: pairs of a token id and what is added to its logit.
@@ -313,7 +336,7 @@ class SamplingSpec:
     seed: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    bad_words: tuple[tuple[int, ...], ...] = ()
+    bad_words: BadWords = NO_BAD_WORDS
     min_tokens: int = 0
     end_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -323,14 +346,14 @@ class SamplingSpec:
     def of(
         cls,
         params: SamplingParams,
-        bad_words: Iterable[Iterable[int]] = (),
+        bad_words: BadWords = NO_BAD_WORDS,
         eos_token_ids: Iterable[int] = (),
     ) -> "SamplingSpec":
         """Take over what concerns the choice of tokens.
 
         Args:
             params: of the request.
-            bad_words: the token-id sequences that spell `params.bad_words`.
+            bad_words: what `params.bad_words` are in token ids.
             eos_token_ids: the model's own ids that end an output. `min_tokens` holds them back
                 with `ignore_eos` too, as in vLLM
                 (`vllm/v1/sample/logits_processor/builtin.py`).
@@ -349,7 +372,7 @@ class SamplingSpec:
             seed=params.seed,
             logprobs=ranked if params.logprobs is None else params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
-            bad_words=tuple(tuple(word) for word in bad_words),
+            bad_words=bad_words,
             min_tokens=params.min_tokens,
             end_token_ids=tuple(sorted({*eos_token_ids, *params.stop_token_ids})),
             logit_bias=tuple((params.logit_bias or {}).items()),

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
 from folovllm.sampling_params import SamplingParams
+from folovllm.text.bad_words import BadWordCompiler
 from folovllm.text.chat import ChatRenderer
 from folovllm.text.detokenizer import UNFINISHED, Detokenizer, TokenStream
 from folovllm.text.input_processor import InputProcessor
 from folovllm.text.token_text import TokenText
+from tests.unit.text.spelling import stands_alone, wander
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,28 @@ def test_arguments_of_earlier_tool_calls_are_an_object(renderer, written, expect
     ]
     template = f"{head}{written}{{% endfor %}}{{% endfor %}}"
     assert renderer.render(messages, chat_template=template) == expected
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer):
+    return BadWordCompiler(tokenizer, 49152)
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize(
+    "word",
+    ["beautiful", " beautiful", "Proud", "don't", "New York", "今天", "é", "3", "\n\n"],
+)
+@given(data=st.data())
+def test_bad_words_are_never_in_the_text(tokenizer, text, compiler, word, data):
+    spellings = [word, f" {word}", f"{word}ly", *word, f" {word[:1]}", word[:2], word[2:]]
+    likely = {i for spelling in spellings for i in tokenizer.encode(spelling)}
+    tokens = st.sampled_from(sorted(likely)) | st.integers(0, 49151)
+    ids = wander(compiler, word, data.draw(st.lists(tokens, max_size=20)), 49152)
+    detokenizer = Detokenizer(text, SamplingParams(), [])
+    for token in ids:
+        detokenizer.push(token)
+    assert not stands_alone(word, detokenizer.take(finished=True))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from folovllm.sampling import ops
+from folovllm.sampling.bad_words import BadWordTracker
 from folovllm.sampling_params import SamplingSpec
 
 Ids = npt.NDArray[np.int64]
@@ -72,9 +73,8 @@ class Edits:
     """
 
     __slots__ = (
-        "_barred",
         "_ends",
-        "_phrases",
+        "_words",
         "allowed",
         "bias_ids",
         "biases",
@@ -96,11 +96,9 @@ class Edits:
         def known(ids: Iterable[int]) -> list[int]:
             return sorted({i for i in ids if i < vocab_size})
 
-        words = [word for word in spec.bad_words if word and word[-1] < vocab_size]
-        self._barred = known(word[0] for word in words if len(word) == 1)
-        self._phrases = [(list(word[:-1]), word[-1]) for word in words if len(word) > 1]
+        self._words = BadWordTracker(spec.bad_words, vocab_size)
         self.min_tokens = spec.min_tokens
-        self._ends = known(spec.end_token_ids)
+        self._ends = _array(known(spec.end_token_ids))
         allowed = spec.allowed_token_ids
         self.allowed = None if allowed is None else _array(known(allowed))
         bias = dict(spec.logit_bias)
@@ -109,7 +107,9 @@ class Edits:
         penalties = (spec.repetition_penalty, spec.frequency_penalty, spec.presence_penalty)
         off = penalties[0] == 1 and not any(penalties[1:])
         self.seen = None if off else SeenTokens(prompt, penalties, vocab_size)
-        self.lasting = bool(words or bias) or self.seen is not None or self.allowed is not None
+        self.lasting = (
+            bool(self._words or bias) or self.seen is not None or self.allowed is not None
+        )
         self.output: list[int] = []
 
     @property
@@ -120,19 +120,16 @@ class Edits:
     def append(self, token: int) -> None:
         """Take over a token that was generated."""
         self.output.append(token)
+        if self._words:
+            self._words.append(token)
         if self.seen is not None:
             self.seen.add(token)
 
-    def barred(self) -> list[int]:
-        """Return the tokens that must not come next.
-
-        A bad word of several tokens bars its last one where the output ends with the others.
-        """
-        output = self.output
-        barred = [last for start, last in self._phrases if output[-len(start) :] == start]
-        barred += self._barred
-        if len(output) < self.min_tokens:
-            barred += self._ends
+    def barred(self) -> list[Ids]:
+        """Return the tokens that must not come next, in several arrays."""
+        barred = self._words.barred()
+        if len(self.output) < self.min_tokens and len(self._ends):
+            barred.append(self._ends)
         return barred
 
 
@@ -154,8 +151,7 @@ class EditBatch:
         """Add what the sequence in `row` needs next."""
         if edits.allowed is not None:
             self._allowed.append((row, edits.allowed))
-        if barred := edits.barred():
-            self._barred.append((row, _array(barred)))
+        self._barred += [(row, barred) for barred in edits.barred()]
         if len(edits.bias_ids):
             self._biased.append((row, edits))
         if edits.seen is not None and len(edits.seen.ids):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from folovllm.config.settings import nearest
 from folovllm.request import Request
-from folovllm.sampling_params import SamplingParams
+from folovllm.sampling_params import NO_BAD_WORDS, BadWords, SamplingParams
+from folovllm.text.bad_words import BadWordCompiler
 from folovllm.utils.checks import check_int, check_token_ids, check_type, refuse
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class InputProcessor:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
+        self._bad_words: BadWordCompiler | None = None  # reads the vocabulary: 0.1 s or so
 
     def process(
         self,
@@ -101,7 +103,7 @@ class InputProcessor:
             arrival_time=time.time() if arrival_time is None else arrival_time,
             priority=check_int("priority", priority, -(2**63), 2**63 - 1),
             cache_salt=tokenized.cache_salt,
-            bad_words=[ids for word in params.bad_words for ids in self._encode_word(word)],
+            bad_words=self._compile_bad_words(params),
             eos_token_ids=self._eos_token_ids,
         )
 
@@ -128,16 +130,13 @@ class InputProcessor:
             TokenizedPrompt(p[0], next(ids), p[1]) if isinstance(p, tuple) else p for p in parsed
         ]
 
-    def _encode_word(self, word: str) -> list[list[int]]:
-        """Return the token ids that spell one of `SamplingParams.bad_words`.
-
-        At the beginning of the text and after a space, where that is another first token; the
-        rule is vLLM's (`SamplingParams.update_from_tokenizer`).
-        """
-        plain, spaced = self._encode([word.lstrip(), f" {word.lstrip()}"], add_special_tokens=False)
-        if spaced[:1] != plain[:1] and len(spaced) == len(plain):
-            return [plain, spaced]
-        return [plain]
+    def _compile_bad_words(self, params: SamplingParams) -> BadWords:
+        if not params.bad_words or self.tokenizer is None:
+            return NO_BAD_WORDS
+        if self._bad_words is None:
+            self._bad_words = BadWordCompiler(self.tokenizer, self._vocab_size)
+        skip = params.skip_special_tokens
+        return self._bad_words.compile(params.bad_words, skip_special_tokens=skip)
 
     def check_params(self, params: SamplingParams) -> None:
         """Refuse parameters that contradict the model or need a tokenizer that is not there.

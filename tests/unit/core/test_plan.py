@@ -7,13 +7,14 @@ from pydantic import TypeAdapter
 
 from folovllm.core.plan import NewSequence, ScheduledSequence, StepPlan, StepResult
 from folovllm.outputs import Logprob
-from folovllm.sampling_params import SamplingParams, SamplingSpec
+from folovllm.sampling_params import BadWords, SamplingParams, SamplingSpec
 
 PLANS, RESULTS = TypeAdapter(StepPlan), TypeAdapter(StepResult)
 
 ids = st.lists(st.integers(0, 2**31), max_size=4).map(tuple)
 names = st.text(max_size=5)
 moves = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3).map(tuple)
+triples = st.lists(st.tuples(*[st.integers(0, 99)] * 3), max_size=3).map(tuple)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 specs = st.builds(
     SamplingSpec,
@@ -21,7 +22,7 @@ specs = st.builds(
     top_p=finite,
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
     logprobs=st.none() | st.integers(-1, 5),
-    bad_words=st.lists(ids, max_size=2).map(tuple),
+    bad_words=st.builds(BadWords, triples, moves, ids),
     end_token_ids=ids,
     logit_bias=st.lists(st.tuples(st.integers(0, 99), finite), max_size=2).map(tuple),
     allowed_token_ids=st.none() | ids,
@@ -62,7 +63,9 @@ def test_a_plan_comes_back_as_it_was(plan):
 
 def test_a_plan_is_made_of_plain_values():
     params = SamplingParams(bad_words=["x"], logit_bias={3: 1.5}, stop_token_ids=[4])
-    new = NewSequence("a-0", 0, SamplingSpec.of(params, [[1, 2]], [9]), (5,))
+    new = NewSequence(
+        "a-0", 0, SamplingSpec.of(params, BadWords(((0, 1, 1),), ((1, 2),), (3,)), [9]), (5,)
+    )
     plan = StepPlan((ScheduledSequence("a-0", 0, (5,), 0, (7,), ("a-0",)),), (new,))
     assert PLANS.validate_python(json.loads(PLANS.dump_json(plan)), strict=False) == plan
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from folovllm.sampling.edits import EditBatch, Edits, SeenTokens
-from folovllm.sampling_params import SamplingSpec
+from folovllm.sampling_params import BadWords, SamplingSpec
 
 
 def make_edits(output=(), prompt=(1,), vocab=10, **spec) -> Edits:
@@ -30,26 +30,46 @@ def barred(output: list[int], **options) -> set[int]:
     return {i for i, value in enumerate(after(output, **options)) if value == -np.inf}
 
 
+def words(*sequences, silent=()) -> BadWords:
+    """Bar sequences of token ids: each token but the last leads on, the last is an end."""
+    steps, ends, state = [], [], 0
+    for sequence in sequences:
+        places = [0, *range(state + 1, state + len(sequence))]
+        steps += zip(places, sequence, places[1:], strict=False)
+        ends.append((places[-1], sequence[-1]))
+        state = max(state, *places)
+    return BadWords(tuple(steps), tuple(ends), tuple(silent))
+
+
 class TestBadWords:
     def test_one_token_is_always_barred(self):
-        words = ((3,), (5,))
-        assert barred([], bad_words=words) == barred([3, 4], bad_words=words) == {3, 5}
+        bad = words((3,), (5,))
+        assert barred([], bad_words=bad) == barred([3, 4], bad_words=bad) == {3, 5}
 
     def test_of_several_the_last_is_barred_after_the_others(self):
-        words = ((1, 2), (1, 2, 3))
-        assert barred([], bad_words=words) == set()
-        assert barred([1], bad_words=words) == {2}
-        assert barred([1, 2], bad_words=words) == {3}
-        assert barred([2], bad_words=words) == set()  # the output is shorter than the word
-        assert barred([1, 2, 4], bad_words=words) == set()
+        bad = words((1, 2), (1, 2, 3))
+        assert barred([], bad_words=bad) == set()
+        assert barred([1], bad_words=bad) == {2}
+        assert barred([1, 2], bad_words=bad) == {3}
+        assert barred([2], bad_words=bad) == set()  # the output is shorter than the word
+        assert barred([1, 2, 4], bad_words=bad) == set()
+
+    def test_a_beginning_within_a_beginning(self):
+        bad = words((1, 1, 2))
+        assert barred([1, 1, 1], bad_words=bad) == {2}
+
+    def test_tokens_without_a_text_change_nothing(self):
+        bad = words((1, 2), silent=[9])
+        assert barred([1, 9, 9], bad_words=bad) == {2}
+        assert barred([1, 8], bad_words=bad) == set()
 
     def test_the_prompt_does_not_count(self):
-        assert barred([], bad_words=((1, 2),), prompt=[1]) == set()
+        assert barred([], bad_words=words((1, 2)), prompt=[1]) == set()
 
-    def test_what_is_empty_or_out_of_the_vocabulary_is_left_out(self):
-        words = ((), (10,), (1, 10))
-        assert not make_edits(bad_words=words).active
-        assert barred([1], bad_words=words) == set()
+    def test_what_is_out_of_the_vocabulary_is_left_out(self):
+        bad = words((10,), (1, 10))
+        assert not make_edits(bad_words=bad).active
+        assert barred([1], bad_words=bad) == set()
 
 
 class TestMinTokens:
@@ -71,7 +91,7 @@ class TestAllowedAndBias:
         assert barred([], allowed_token_ids=(99,)) == set(range(10))
 
     def test_a_bad_word_wins_over_allowed(self):
-        assert barred([], allowed_token_ids=(1, 8), bad_words=((8,),)) == set(range(10)) - {1}
+        assert barred([], allowed_token_ids=(1, 8), bad_words=words((8,))) == set(range(10)) - {1}
 
     def test_bias_is_added(self):
         values = after([], logit_bias=((3, 1.5), (4, -2), (99, 1)))
@@ -105,16 +125,16 @@ class TestSeenTokens:
 class TestBatch:
     def test_nothing_to_do_is_false(self):
         batch = EditBatch()
-        batch.add(0, make_edits(bad_words=((1, 2),)))
+        batch.add(0, make_edits(bad_words=words((1, 2))))
         batch.add(1, make_edits(frequency_penalty=1.0))
         assert not batch
-        batch.add(2, make_edits(bad_words=((1,),)))
+        batch.add(2, make_edits(bad_words=words((1,))))
         assert batch
 
     def test_rows_have_their_own(self):
         each = [
             make_edits(allowed_token_ids=(1, 2)),
-            make_edits([1], bad_words=((3,),), end_token_ids=(0,), min_tokens=5),
+            make_edits([1], bad_words=words((3,)), end_token_ids=(0,), min_tokens=5),
             make_edits([2], logit_bias=((5, 1),), repetition_penalty=2.0, prompt=[8, 8]),
             make_edits([2, 2], presence_penalty=1.0),
             make_edits(allowed_token_ids=(4,), logit_bias=((4, -1),)),

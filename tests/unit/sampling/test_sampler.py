@@ -8,7 +8,7 @@ from folovllm.core.plan import NewSequence
 from folovllm.outputs import Logprob
 from folovllm.sampling import logprobs
 from folovllm.sampling.sampler import SampledTokens, Sampler
-from folovllm.sampling_params import SamplingParams, SamplingSpec
+from folovllm.sampling_params import NO_BAD_WORDS, BadWords, SamplingParams, SamplingSpec
 
 VOCAB = 64
 EOS = 2
@@ -22,7 +22,7 @@ def make_sampler(seqs=(), vocab=VOCAB, seed=0) -> Sampler:
     return sampler
 
 
-def make_seqs(request_id="r", prompt=(1, 5), bad_words=(), **params) -> list[NewSequence]:
+def make_seqs(request_id="r", prompt=(1, 5), bad_words=NO_BAD_WORDS, **params) -> list[NewSequence]:
     """The sequences of a request."""
     checked = SamplingParams(**params)
     spec = SamplingSpec.of(checked, bad_words, [EOS])
@@ -155,7 +155,7 @@ class TestBadWords:
     def test_every_spelling_is_barred(self):
         logits = torch.zeros(1, VOCAB)
         logits[0, [7, 8, 9, 4]] = torch.tensor([4.0, 3.0, 3.5, 2.0])
-        seqs = [make_seq(temperature=0, bad_words=[[7], [8, 9]])]
+        seqs = [make_seq(temperature=0, bad_words=BadWords(((0, 8, 1),), ((0, 7), (1, 9))))]
         sampler = make_sampler(seqs)
         logits[0, 9] = 2.5
         assert go_on(sampler, seqs, 3, logits) == [[8, 8, 8]]
@@ -206,7 +206,12 @@ class TestSeeds:
         assert run(seqs()[::-1]) == alone[::-1]
 
     def test_a_pause_changes_nothing(self):
-        params = {"seed": 5, "repetition_penalty": 1.3, "bad_words": [[3, 4]], "min_tokens": 9}
+        params = {
+            "seed": 5,
+            "repetition_penalty": 1.3,
+            "bad_words": BadWords(((0, 3, 1),), ((1, 4),)),
+            "min_tokens": 9,
+        }
         seq, other = make_seq("a", **params), make_seq("b")
         sampler = make_sampler([seq, other])
         output = go_on(sampler, [seq, other], 7)[0]
