@@ -17,7 +17,7 @@ from folovllm.sampling_params import RequestOutputKind, SamplingParams
 from folovllm.text.chat import ChatRenderer, ContentFormatOption, Tool
 from folovllm.text.input_processor import PromptType, TokenizedPrompt
 from folovllm.text.messages import Message, to_conversations
-from folovllm.utils.checks import check_type, refuse
+from folovllm.utils.checks import check_type, refuse, to_list
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +118,7 @@ class LLM:
             ValueError: a prompt or its parameters cannot be served; nothing was generated.
             EngineDeadError: the engine cannot go on.
         """
-        tokenized = self._tokenize(prompts)
+        tokenized = self._tokenize(prompts, sampling_params)
         outputs = []
         with _progress(use_tqdm, len(tokenized)) as show:
             kind = RequestOutputKind.FINAL_ONLY
@@ -177,7 +177,7 @@ class LLM:
         Raises:
             ValueError: as `generate`.
         """
-        tokenized = self._tokenize(prompts)
+        tokenized = self._tokenize(prompts, sampling_params)
         kind = RequestOutputKind.DELTA
         yield from self._run(tokenized, sampling_params, kind, is_stopped=is_stopped)
 
@@ -249,8 +249,15 @@ class LLM:
         """Return what was done so far and how long it took, in plain types and seconds."""
         return self.llm_engine.stats()
 
-    def _tokenize(self, prompts: PromptType | Sequence[PromptType]) -> list[TokenizedPrompt]:
-        return self.llm_engine.input_processor.tokenize(_as_list(prompts))
+    def _tokenize(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[TokenizedPrompt]:
+        given = params if isinstance(params, (list, tuple)) else [params]
+        truncates = any(getattr(one, "truncate_prompt_tokens", None) is not None for one in given)
+        processor = self.llm_engine.input_processor
+        return processor.tokenize(_as_list(prompts), truncates=truncates)
 
     def _run(
         self,
@@ -297,8 +304,11 @@ class LLM:
         """Each prompt with its parameters and its priority."""
         if params is None:
             params = self.get_default_sampling_params()
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        ranks = [0] * len(prompts) if priority is None else list(priority)
+        if isinstance(params, SamplingParams):
+            each = [params] * len(prompts)
+        else:
+            each = to_list("sampling_params", params, "SamplingParams")
+        ranks = [0] * len(prompts) if priority is None else to_list("priority", priority, "ranks")
         for name, count in (("sampling_params", len(each)), ("priority", len(ranks))):
             if count != len(prompts):
                 raise ValueError(f"{name}: got {count} for {len(prompts)} prompts")
@@ -323,7 +333,7 @@ def _as_list(prompts: PromptType | Sequence[PromptType]) -> list[PromptType]:
     many: Any = prompts  # nobody's types keep a user from passing something else
     if isinstance(many, bytes) or not isinstance(many, Iterable):
         refuse("prompts", many, "a prompt, or a list of prompts")
-    each = list(many)
+    each = to_list("prompts", many, "prompts")
     return [each] if each and isinstance(each[0], Integral) else each
 
 

@@ -15,14 +15,13 @@ and the word comes by another. Not seen is what a decoder changes across tokens,
 of WordPiece does with punctuation; there the tokenizer's own spelling is barred.
 """
 
-import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from folovllm.sampling_params import BadWords
-from folovllm.text.token_text import TokenText
+from folovllm.text.token_text import TokenText, byte_characters, is_byte_level
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,7 +44,7 @@ class BadWordCompiler:
         """
         self._tokenizer = tokenizer
         self._text = TokenText(tokenizer)
-        self._is_byte_level = _is_byte_level(tokenizer)
+        self._is_byte_level = is_byte_level(tokenizer)
         special = self._text.special_ids
         ids = [i for i in range(vocab_size) if i not in special and self._text.knows(i)]
         texts = self._read_bytes(ids) if self._is_byte_level else self._read_texts(ids)
@@ -99,7 +98,7 @@ class BadWordCompiler:
 
     def _read_bytes(self, ids: Sequence[int]) -> dict[int, bytes]:
         """Return the bytes of byte-level tokens: a character stands for each."""
-        bytes_of = {char: byte for byte, char in _byte_characters().items()}
+        bytes_of = {char: byte for byte, char in byte_characters().items()}
         names = self._tokenizer.convert_ids_to_tokens(list(ids))
         texts = {}
         for token_id, name in zip(ids, names, strict=True):
@@ -213,20 +212,6 @@ def _is_of_word(char: str) -> bool:
         return False
     # Thai to Burmese, Khmer; Chinese, Japanese, Korean and beyond.
     return not ("\u0e00" <= char <= "\u109f" or "\u1780" <= char <= "\u17ff" or char >= "\u2e80")
-
-
-def _is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    decoder: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    return decoder is not None and json.loads(decoder.__getstate__()).get("type") == "ByteLevel"
-
-
-def _byte_characters() -> dict[int, str]:
-    """Return the character that GPT-2's vocabulary has for each byte: itself if it can be seen."""
-    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-    others = [byte for byte in range(256) if byte not in seen]
-    return {byte: chr(byte) for byte in seen} | {
-        byte: chr(256 + place) for place, byte in enumerate(others)
-    }
 
 
 def _without_unreached(

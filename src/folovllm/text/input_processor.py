@@ -9,6 +9,7 @@ from folovllm.config.settings import nearest
 from folovllm.request import Request
 from folovllm.sampling_params import NO_BAD_WORDS, BadWords, SamplingParams
 from folovllm.text.bad_words import BadWordCompiler
+from folovllm.text.text_limit import TextLimit
 from folovllm.utils.checks import check_int, check_token_ids, check_type, refuse
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class InputProcessor:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
+        self._text_limit = None if tokenizer is None else TextLimit(tokenizer, max_model_len)
         self._bad_words: BadWordCompiler | None = None  # reads the vocabulary: 0.1 s or so
 
     def process(
@@ -89,7 +91,11 @@ class InputProcessor:
         """
         check_type("sampling_params", params, SamplingParams, "a SamplingParams")
         self.check_params(params)
-        [tokenized] = self.tokenize([prompt], add_special_tokens=add_special_tokens)
+        [tokenized] = self.tokenize(
+            [prompt],
+            add_special_tokens=add_special_tokens,
+            truncates=params.truncate_prompt_tokens is not None,
+        )
         token_ids = tokenized.token_ids
         if params.truncate_prompt_tokens is not None:
             token_ids = token_ids[-params.truncate_prompt_tokens :]
@@ -108,7 +114,11 @@ class InputProcessor:
         )
 
     def tokenize(
-        self, prompts: Sequence[PromptType], *, add_special_tokens: bool = True
+        self,
+        prompts: Sequence[PromptType],
+        *,
+        add_special_tokens: bool = True,
+        truncates: bool = False,
     ) -> list[TokenizedPrompt]:
         """Tokenise prompts, the texts among them all at once, which a fast tokenizer does faster.
 
@@ -116,14 +126,16 @@ class InputProcessor:
             prompts: see `PromptType`; what is tokenised already stays as it is.
             add_special_tokens: put in what the tokenizer puts in, such as a begin-of-sequence
                 token; False for a chat template's text, which has them already.
+            truncates: whether only the ends of prompts are kept, so that none is too long.
 
         Raises:
-            ValueError: one is no prompt, or text without a tokenizer; a list of several names it
-                by its place.
+            ValueError: one is no prompt, text without a tokenizer, or a text that is too long
+                for certain (`TextLimit`); a list of several names it by its place.
         """
         parsed: list[tuple[str, str | None] | TokenizedPrompt] = []
         for i, prompt in enumerate(prompts):
-            parsed.append(self._parse(f"prompts[{i}]" if len(prompts) > 1 else "prompt", prompt))
+            name = f"prompts[{i}]" if len(prompts) > 1 else "prompt"
+            parsed.append(self._parse(name, prompt, truncates))
         texts = [prompt[0] for prompt in parsed if isinstance(prompt, tuple)]
         ids = iter(self._encode(texts, add_special_tokens=add_special_tokens))
         return [
@@ -156,7 +168,9 @@ class InputProcessor:
                 if value := getattr(params, field):
                     refuse(field, value, "empty: there is no tokenizer to make or read text with")
 
-    def _parse(self, name: str, prompt: object) -> tuple[str, str | None] | TokenizedPrompt:
+    def _parse(
+        self, name: str, prompt: object, truncates: bool
+    ) -> tuple[str, str | None] | TokenizedPrompt:
         """A text with its salt, still to be tokenised, or a prompt that needs no tokenizer."""
         if isinstance(prompt, TokenizedPrompt):
             return prompt
@@ -168,7 +182,7 @@ class InputProcessor:
             if (key == "prompt") is not isinstance(prompt, str):
                 refuse(name, prompt, "text" if key == "prompt" else "a list of token ids")
         if isinstance(prompt, str):
-            return self._check_text(name, prompt), salt
+            return self._check_text(name, prompt, truncates), salt
         if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
             refuse(name, prompt, _FORMS)
         token_ids = check_token_ids(name, prompt)
@@ -176,11 +190,13 @@ class InputProcessor:
             refuse(name, prompt, "a list of at least one token id")
         return TokenizedPrompt(None, token_ids, salt)
 
-    def _check_text(self, name: str, text: str) -> str:
-        if self.tokenizer is None:
+    def _check_text(self, name: str, text: str, truncates: bool) -> str:
+        if self._text_limit is None:
             refuse(name, text, "a list of token ids: there is no tokenizer to read text with")
         if not text:
             refuse(name, text, "a text that is not empty")
+        if not truncates and (why := self._text_limit.explain(text)):
+            raise ValueError(f"{name} is too long: {why}. Shorten it, or truncate_prompt_tokens")
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -1,5 +1,6 @@
 """A tokenizer as the engine reads it: from token ids to text."""
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,3 +62,18 @@ class TokenText:
         if len(set(ids) - {None}) < 256 or self.decode([ids[b] for b in "é".encode()]) != "é":
             return {}
         return {token_id: bytes([byte]) for byte, token_id in enumerate(ids)}
+
+
+def is_byte_level(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a vocabulary is spelt in bytes, a character for each."""
+    decoder: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return decoder is not None and json.loads(decoder.__getstate__()).get("type") == "ByteLevel"
+
+
+def byte_characters() -> dict[int, str]:
+    """Return the character that GPT-2's vocabulary has for each byte: itself if it can be seen."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {byte: chr(byte) for byte in seen} | {
+        byte: chr(256 + place) for place, byte in enumerate(others)
+    }

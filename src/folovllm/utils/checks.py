@@ -7,8 +7,12 @@ run for every request, so the usual case of each is one comparison of types and 
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any, NoReturn
+
+MOST_ITEMS = 10_000_000
+"""More than any list that somebody means; an iterator may have no end."""
 
 
 def refuse(field: str, value: object, accepted: str) -> NoReturn:
@@ -97,7 +101,7 @@ def check_token_ids(field: str, value: object) -> list[int]:
     Raises:
         ValueError: `value` is no list of integers >= 0; the message names the first wrong one.
     """
-    ids = _list(field, value, "token ids")
+    ids = to_list(field, value, "token ids")
     # A prompt may have 100,000 ids: the usual case is checked without a Python loop.
     if set(map(type, ids)) <= {int} and min(ids, default=0) >= 0:
         return ids
@@ -111,15 +115,34 @@ def check_strings(field: str, value: object) -> list[str]:
         ValueError: `value` is no list of non-empty strings; the message names the first wrong one.
     """
     strings: list[str] = []
-    for i, string in enumerate(_list(field, value, "strings")):
+    for i, string in enumerate(to_list(field, value, "strings")):
         if not isinstance(string, str) or not string:
             refuse(f"{field}[{i}]", string, "a non-empty string")
         strings.append(string)
     return strings
 
 
-def _list(field: str, value: object, items: str) -> list[Any]:
+def to_list(field: str, value: object, items: str) -> list[Any]:
+    """Return a new list of what is in `value`; of an array or a tensor, its numbers.
+
+    Raises:
+        ValueError: `value` is no list, nor what can be read as one, or has no end.
+    """
     # A string or a mapping can be iterated too, but never holds what is meant here.
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         refuse(field, value, f"a list of {items}")
-    return list(value)
+    if type(value) in (list, tuple):
+        return [*value]
+    try:
+        if callable(read := getattr(value, "tolist", None)):  # of NumPy or torch
+            found = read()
+        else:
+            found = list(islice(value, MOST_ITEMS + 1))
+    except Exception as error:
+        # It is somebody's iterator, and raises whatever it likes.
+        raise ValueError(f"{field} cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(found, list):  # of an array without a dimension
+        refuse(field, value, f"a list of {items}")
+    if len(found) > MOST_ITEMS:
+        raise ValueError(f"{field} must have at most {MOST_ITEMS} {items}")
+    return found

@@ -1,10 +1,18 @@
+import itertools
 import time
 
 import numpy as np
 import pytest
+import torch
 
 from folovllm.sampling_params import BadWords, SamplingParams
 from folovllm.text.input_processor import InputProcessor, TokenizedPrompt
+
+
+def failing():
+    """An iterator that fails on its way."""
+    yield 1
+    raise KeyError("gone")
 
 
 @pytest.fixture
@@ -34,6 +42,9 @@ class TestPrompts:
             [5, 6],
             (5, 6),
             np.array([5, 6]),
+            np.array([5, 6], np.uint8),
+            torch.tensor([5, 6]),
+            range(5, 7),
             {"prompt_token_ids": [5, 6]},
             {"prompt": None, "prompt_token_ids": [5, 6]},
             TokenizedPrompt(None, [5, 6]),
@@ -72,6 +83,16 @@ class TestPrompts:
             (["a", "b"], r"prompt\[0\] must be an integer >= 0, got 'a'"),
             ([[1, 2]], r"prompt\[0\] must be an integer"),
             ([1, -1], r"prompt\[1\] must be an integer >= 0, got -1"),
+            (np.array(5), r"prompt must be a list of token ids, got array\(5\)"),
+            (torch.tensor(5), r"prompt must be a list of token ids, got tensor\(5\)"),
+            (np.array([1.5]), r"prompt\[0\] must be an integer >= 0, got 1.5"),
+            (torch.tensor([[1, 2]]), r"prompt\[0\] must be an integer >= 0, got \[1, 2\]"),
+            (np.array(["a"]), r"prompt\[0\] must be an integer >= 0, got 'a'"),
+            (np.array([True]), r"prompt\[0\] must be an integer >= 0, got True"),
+            ({"prompt_token_ids": np.array(1)}, r"\['prompt_token_ids'\] must be a list of token"),
+            ({"prompt_token_ids": failing()}, r"\['prompt_token_ids'\] cannot be read: KeyError"),
+            (failing(), "prompt cannot be read: KeyError: 'gone'"),
+            (itertools.count(), "prompt must have at most 10000000 token ids"),
             (b"a", "prompt must be text, a list of token ids"),
             (5, "prompt must be text, a list of token ids"),
             (None, "prompt must be text"),
@@ -83,6 +104,24 @@ class TestPrompts:
     def test_refused(self, processor, prompt, message):
         with pytest.raises(ValueError, match=message.replace("?", r"\?")):
             process(processor, prompt)
+
+    def test_a_text_that_is_too_long_is_not_tokenised(self, processor, monkeypatch):
+        monkeypatch.setattr(processor, "_encode", lambda *_, **__: pytest.fail("tokenised"))
+        longest = max(map(len, processor.tokenizer.get_vocab()))
+        with pytest.raises(
+            ValueError, match=f"prompt is too long: it has .* 16 tokens .* {longest * 16} at"
+        ):
+            process(processor, "fox" * 10**7)
+        with pytest.raises(ValueError, match=r"prompts\[1\] is too long"):
+            processor.tokenize(["a", "fox" * 10**6])
+
+    def test_what_is_truncated_is_never_too_long(self, processor):
+        request = process(processor, "fox" * 10**4, truncate_prompt_tokens=4)
+        assert len(request.prompt_token_ids) == 4
+
+    def test_where_a_token_may_be_of_any_length_it_is_tokenised(self, tokenizers):
+        processor = InputProcessor(tokenizers["words"], max_model_len=16, vocab_size=10)
+        assert process(processor, "a" * 10**5).prompt_token_ids == [0]
 
     def test_the_longest_leaves_room_for_one_token(self, processor):
         assert len(process(processor, [1] * 15).prompt_token_ids) == 15
