@@ -1,6 +1,10 @@
 """What the engine refuses, at load and with each request, while it serves the others."""
 
+import itertools
+
+import numpy as np
 import pytest
+import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 from folovllm import LLM, ConfigError, ModelLoadError, SamplingParams
@@ -221,3 +225,42 @@ def test_bad_requests_beside_a_running_one(llm, alone, nothing_left):
         tokens += out.outputs[0].token_ids
     assert tokens == alone
     nothing_left(llm)
+
+
+def failing():
+    """An iterator that fails on its way."""
+    yield "a"
+    raise KeyError("gone")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (np.array(5), "prompts must be a list of prompts, got array"),
+        (torch.tensor(5), "prompts must be a list of prompts, got tensor"),
+        (failing(), "prompts cannot be read: KeyError: 'gone'"),
+        ([np.array(5)], "prompt must be a list of token ids, got array"),
+        ([[1], failing()], r"prompts\[1\]\[0\] must be an integer >= 0, got 'a'|cannot be read"),
+        (itertools.repeat("a"), "prompts must have at most 10000000 prompts"),
+    ],
+)
+def test_prompts_that_cannot_be_read(prompts, message, make_llm):
+    with pytest.raises(ValueError, match=message):
+        make_llm().generate(prompts, GREEDY, use_tqdm=False)
+
+
+def test_arrays_and_tensors_are_prompts(make_llm):
+    llm = make_llm()
+    expected = llm.generate([5, 7], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    for ids in (np.array([5, 7]), torch.tensor([5, 7]), torch.tensor([[5, 7]])):
+        [output] = llm.generate(ids, GREEDY, use_tqdm=False)
+        assert output.outputs[0].token_ids == expected
+
+
+def test_wrong_lists_of_parameters_and_ranks(make_llm):
+    llm = make_llm()
+    for params in (5, "hot", {"n": 1}, failing()):
+        with pytest.raises(ValueError, match="sampling_params"):
+            llm.generate([[5]], params, use_tqdm=False)
+    with pytest.raises(ValueError, match="priority"):
+        llm.generate([[5]], GREEDY, use_tqdm=False, priority=5)
