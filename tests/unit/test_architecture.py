@@ -49,7 +49,7 @@ TYPES_FROM_ABOVE = {
 }
 """Rooms that may import from a higher one while types are checked."""
 
-DISTRIBUTIONS = {"dotenv": "python-dotenv"}
+DISTRIBUTIONS: dict[str, str] = {}
 """Packages whose distribution has another name."""
 
 OPTIONAL = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from folovllm.config import ENGINE_CLASSES, EngineConfig, ModelConfig, RuntimeConfig
 from folovllm.config.settings import Settings
 from folovllm.config.sources import variable_of
+from folovllm.errors import ConfigError
 from folovllm.loading.default_model import demo_model_path, ensure_demo_model
 
 if TYPE_CHECKING:
@@ -119,9 +120,16 @@ def runnable_config(arguments: argparse.Namespace) -> EngineConfig:
     import numpy  # noqa: F401, ICN001
 
     config = planned_config(arguments)
-    if config.model_config.model == str(demo_model_path()):
+    if _is_default(config.model_config.model):
         ensure_demo_model()
     return config
+
+
+def _is_default(model: str) -> bool:
+    try:
+        return model == str(demo_model_path())
+    except ConfigError:  # there is no place for the default model, so another was asked for
+        return False
 
 
 def load_llm(arguments: argparse.Namespace) -> "LLM":

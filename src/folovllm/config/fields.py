@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from platformdirs import user_cache_dir
-from pydantic import Field, PlainValidator, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 
 from folovllm.config.bench import SUITE_CLASSES
 from folovllm.config.settings import Settings, check_variables, nearest
 from folovllm.errors import ConfigError
+from folovllm.utils.files import UnusableFileError, expand_user
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -50,7 +58,15 @@ else:
     DType = Annotated[Any, PlainValidator(_check_dtype)]
 
 PositiveInt = Annotated[int, Field(gt=0)]
-NonEmptyStr = Annotated[str, Field(min_length=1)]
+# Linux has no longer path (PATH_MAX), and the hub no longer name.
+NonEmptyStr = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+def _in_capitals(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_in_capitals)]
 
 
 class ModelConfig(Settings):
@@ -168,6 +184,13 @@ class SchedulerConfig(Settings):
     )
 
 
+def _cache_folder() -> Path:
+    try:
+        return Path(user_cache_dir("folovllm"))
+    except RuntimeError:  # no home folder: an error only if the folder is ever used
+        return Path("~/.cache/folovllm")
+
+
 class RuntimeConfig(Settings):
     """The process around the engine: where it reads, writes and reports."""
 
@@ -176,12 +199,21 @@ class RuntimeConfig(Settings):
         False, description="Warn of unknown `FOLOVLLM_` variables, where they are else refused"
     )
     cache_dir: Path = Field(
-        default_factory=lambda: Path(user_cache_dir("folovllm")),
+        default_factory=_cache_folder,
         description="Folder for the default model; unset, the platform's cache folder",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log messages to show"
-    )
+    log_level: LogLevel = Field("INFO", description="Least severe log messages to show")
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _know_the_user(cls, value: Path) -> Path:
+        """Refuse `~name` of an unknown user here; the default's home is missed when it is used."""
+        try:
+            if value.parts[:1] != ("~",):
+                expand_user(value)
+        except UnusableFileError as error:
+            raise ValueError(str(error)) from error
+        return value
 
 
 class BenchConfig(Settings):

@@ -8,16 +8,19 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import PrivateAttr, SecretStr, ValidationError
+from pydantic import PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
 from folovllm.config.sources import (
+    LONGEST_SHOWN,
     PREFIX,
     Found,
+    abridged,
     filled,
     read_environment,
     read_secret,
@@ -27,6 +30,9 @@ from folovllm.config.sources import (
 from folovllm.errors import ConfigError
 
 ALLOW_UNKNOWN = f"{PREFIX}ALLOW_UNKNOWN"
+
+MOST_SHOWN = 5
+"""Unknown variables that an error names; the others are counted."""
 
 _SIGNS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
@@ -104,6 +110,14 @@ class Settings(BaseSettings):
             if name in type(self).model_fields:
                 self._arguments |= {name}
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_nul(cls, value: object) -> object:
+        """Refuse a character that no name of a file, a model or a server has."""
+        if "\0" in (str(value) if isinstance(value, str | PurePath) else ""):
+            raise ValueError("it contains a NUL character")
+        return value
+
     @property
     def asked_fields(self) -> frozenset[str]:
         """The names of the fields that were not left to their defaults."""
@@ -152,13 +166,15 @@ def _explain(error: ValidationError, cls: type[Settings], arguments: Mapping[str
         message = detail["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         if detail["type"] == "extra_forbidden":
-            lines.append(f"{cls.__name__} has no field {name!r}{nearest(name, cls.model_fields)}")
+            close = nearest(name, cls.model_fields)
+            lines.append(f"{cls.__name__} has no field {abridged(repr(name))}{close}")
         elif detail["type"] == "missing":
             lines.append(f"{name} is required: pass {name}=..., or set {variable_of(name)}")
         else:
             where = f" from {found[name].origin}" if name in found and name not in arguments else ""
             field = cls.model_fields.get(name)
-            value = "<secret>" if field and is_secret(field) else repr(detail["input"])
+            secret = field and is_secret(field)
+            value = "<secret>" if secret else abridged(repr(detail["input"]))
             lines.append(f"{name}: got {value}{where}; {message}{_limits(cls, name)}")
     return "\n".join(lines)
 
@@ -177,6 +193,8 @@ def _limits(cls: type[Settings], name: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` for a misspelt name, or nothing when no known one is like it."""
+    if len(name) > LONGEST_SHOWN:  # comparing takes time by the square of the length
+        return ""
     # Without the prefix, which would make any two variables look alike.
     names = {word.removeprefix(PREFIX): word for word in known}
     close = [names[word] for word in get_close_matches(name.removeprefix(PREFIX), names, n=1)]
@@ -194,11 +212,13 @@ def check_variables(classes: Iterable[type[Settings]]) -> None:
     """
     known = set(_known_variables(classes))
     environment = read_environment()
+    unknown = [(name, found) for name, found in environment.items() if name not in known]
     problems = [
         f"{found.origin} is not a variable of FoloVLLM{nearest(name, known)}"
-        for name, found in environment.items()
-        if name not in known
+        for name, found in unknown[:MOST_SHOWN]
     ]
+    if len(unknown) > MOST_SHOWN:
+        problems.append(f"and {len(unknown) - MOST_SHOWN} more")
     if not problems:
         return
     allowed = environment.get(ALLOW_UNKNOWN)

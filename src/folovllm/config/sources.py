@@ -4,20 +4,30 @@ Here is only what stands where. Which variables there may be, and what their val
 said in `folovllm.config.settings` and `folovllm.config`.
 """
 
-import io
 import os
-import re
-from collections.abc import Iterable
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dotenv import dotenv_values
-from dotenv.parser import Binding, Original, parse_stream
-
+from folovllm.config.env_file import Entry, expand, read_entries
+from folovllm.config.foreign import foreign_variables
 from folovllm.errors import ConfigError
+from folovllm.utils.files import (
+    MIB,
+    UnusableFileError,
+    expand_user,
+    read_text_again,
+)
 
 PREFIX = "FOLOVLLM_"
 ENV_FILE = f"{PREFIX}ENV_FILE"
+
+LARGEST_ENV_FILE = 16 * MIB
+LARGEST_SECRET = MIB // 16
+"""Bytes of a `.env` file and of a file with a secret: more is some other file."""
+
+LONGEST_SHOWN = 200
+"""Characters of a name or a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,13 @@ class Found:
     @property
     def origin(self) -> str:
         """For people: `variable FOLOVLLM_DTYPE`, or `.env:3 FOLOVLLM_DTYPE`."""
-        if self.file is None:
-            return f"variable {self.variable}"
-        return f"{self.file}:{self.line} {self.variable}"
+        name = abridged(self.variable)
+        return f"variable {name}" if self.file is None else f"{self.file}:{self.line} {name}"
+
+
+def abridged(text: str) -> str:
+    """The text, or the beginning and the end of one that is too long to be shown."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:100]}...{text[-50:]}"
 
 
 def variable_of(field: str) -> str:
@@ -53,15 +67,18 @@ def read_environment() -> dict[str, Found]:
     """Every FOLOVLLM_ variable in reach; a real variable wins over one in `.env`.
 
     Names are compared without regard to case, as pydantic-settings does; where two differ in
-    nothing else, the one in capitals counts.
+    nothing else, the one in capitals counts. Variables that Kubernetes and Docker make for a
+    service with our name are left out.
 
     Raises:
         ConfigError: the `.env` file cannot be read, or a line of it that is ours has no meaning.
     """
+    names = [name for name in os.environ if name.upper().startswith(PREFIX)]
+    foreign = foreign_variables({name: os.environ[name] for name in names}) - {ENV_FILE}
     real = {
         name.upper(): Found(os.environ[name], name)
-        for name in sorted(os.environ, reverse=True)  # small letters first, overwritten then
-        if name.upper().startswith(PREFIX)
+        for name in sorted(names, reverse=True)  # small letters first, overwritten then
+        if name not in foreign
     }
     return {**_read_env_file(real.get(ENV_FILE)), **real}
 
@@ -70,50 +87,55 @@ def _read_env_file(named: Found | None) -> dict[str, Found]:
     """The FOLOVLLM_ variables of the `.env` file; keys of other programs are left alone."""
     path = Path(".env")
     if named is not None:
-        path = Path(filled("env_file", named)).expanduser()
-    elif not path.is_file():
-        return {}
+        path = Path(filled("env_file", named))
     try:
-        with path.open(encoding="utf-8-sig") as stream:  # Windows editors put a BOM first
-            bindings = list(parse_stream(stream))
-    except (OSError, UnicodeDecodeError) as error:
+        if named is None and not _is_there(path):
+            return {}
+        path = expand_user(path)
+        entries = read_entries(read_text_again(path, LARGEST_ENV_FILE), PREFIX)
+    except UnusableFileError as error:
         source = f"{named.origin} names {path}, which" if named else str(path)
         raise ConfigError(f"{source} cannot be read: {error}") from error
-    # Parsed again for the values, in which `${NAME}` is filled in; without the lines that have
-    # no meaning, of which python-dotenv would warn each time.
-    good = [binding for binding in bindings if not binding.error]
-    text = "".join(binding.original.string for binding in good)
-    values = dotenv_values(stream=io.StringIO(text))
-    _refuse_broken_lines(path, bindings)
-    found = {
-        binding.key.upper(): Found(
-            values[binding.key] or "", binding.key, path, _line_of(binding.original)
-        )
-        for binding in good
-        if binding.key and binding.key.upper().startswith(PREFIX)
-    }
+    _refuse_broken_entries(path, entries)
+    found = _find_ours(path, entries)
     if other := found.get(ENV_FILE):
         raise ConfigError(f"{other.origin} has no effect in the file that is read; remove it")
     return found
 
 
-def _refuse_broken_lines(path: Path, bindings: Iterable[Binding]) -> None:
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; a folder is none: virtual environments may be named `.env`.
+
+    Raises:
+        UnusableFileError: that cannot be told.
+    """
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UnusableFileError(error.strerror or str(error)) from error
+
+
+def _find_ours(path: Path, entries: tuple[Entry, ...]) -> dict[str, Found]:
+    try:
+        return {
+            each.key.upper(): Found(each.value or "", each.key, path, each.line)
+            for each in expand(entries, os.environ)
+            if each.key.upper().startswith(PREFIX)
+        }
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse_broken_entries(path: Path, entries: tuple[Entry, ...]) -> None:
     """Refuse a line about a variable of ours that cannot be read, rather than pass over it."""
-    for binding in bindings:
-        text = binding.original.string.strip()
-        name = re.match(rf"(?:export\s+)?['\"]?({PREFIX}\w*)", text, re.IGNORECASE)
-        if binding.error and name:
+    for each in entries:
+        if each.is_broken:
             raise ConfigError(
-                f"{path}:{_line_of(binding.original)} {name[1]}: the line cannot be read; write "
-                f"{name[1]}=value, with both quotation marks or none"
+                f"{path}:{each.line} {each.key}: the line cannot be read; write "
+                f"{each.key}=value, with both quotation marks or none"
             )
-
-
-def _line_of(original: Original) -> int:
-    """The line of a `.env` entry; the parser counts the blank lines before it as part of it."""
-    text = original.string
-    blank = text[: len(text) - len(text.lstrip())]
-    return original.line + blank.count("\n")
 
 
 def filled(field: str, found: Found) -> str:
@@ -139,13 +161,11 @@ def read_secret(field: str, found: Found | None, named: Found | None) -> Found |
         raise ConfigError(
             f"{field}: {found.origin} and {named.origin} are both set; keep one of them"
         )
-    path = Path(filled(field, named)).expanduser()
+    path = Path(filled(field, named))
     try:
-        value = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"{field}: {named.origin}: the file cannot be read: {error}") from error
-    except UnicodeDecodeError:  # its message would show bytes of the secret
-        raise ConfigError(f"{field}: {named.origin}: {path} is no UTF-8 text") from None
+        value = read_text_again(expand_user(path), LARGEST_SECRET).strip()
+    except UnusableFileError as error:
+        raise ConfigError(f"{field}: {named.origin}: {path} cannot be read: {error}") from error
     if not value:
         raise ConfigError(f"{field}: {named.origin}: the file {path} is empty")
     return replace(named, value=value)

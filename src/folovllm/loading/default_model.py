@@ -19,8 +19,9 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from folovllm.config import RuntimeConfig
-from folovllm.errors import ModelLoadError, explain_load_errors
+from folovllm.errors import ConfigError, ModelLoadError, explain_load_errors
 from folovllm.loading.checksums import write_checksums
+from folovllm.utils.files import UnusableFileError, expand_user
 from folovllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,19 @@ The model is by Hugging Face, under the Apache License 2.0 (LICENSE in this fold
 
 
 def demo_model_path() -> Path:
-    """The folder of the default model, whether it is there yet or not."""
-    return RuntimeConfig().cache_dir.expanduser() / DEMO_MODEL
+    """The folder of the default model, whether it is there yet or not.
+
+    Raises:
+        ConfigError: the cache folder is in the home folder, and there is none.
+    """
+    folder = RuntimeConfig().cache_dir
+    try:
+        return expand_user(folder) / DEMO_MODEL
+    except UnusableFileError as error:
+        raise ConfigError(
+            f"the default model has no place in {folder}: {error}; set HOME, or "
+            "FOLOVLLM_CACHE_DIR to a folder, or FOLOVLLM_MODEL to a model that you have"
+        ) from error
 
 
 def ensure_demo_model() -> Path:
