@@ -6,6 +6,7 @@ from pathlib import Path
 from folovllm.bench.compare import Comparison
 from folovllm.bench.results import BenchError, Run
 from folovllm.bench.summary import render_markdown
+from folovllm.utils.files import write_text
 
 HTML_NAME, MARKDOWN_NAME = "report.html", "summary.md"
 """Of the reports in a run's folder."""
@@ -53,6 +54,6 @@ def write_markdown(run: Run, path: Path, comparison: Comparison | None = None) -
 def _write(path: Path, content: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
+        write_text(path, content)
+    except (OSError, ValueError) as error:
         raise BenchError(f"the report cannot be written to {path}: {error}") from error

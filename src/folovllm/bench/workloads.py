@@ -9,6 +9,10 @@ from typing import Any, Protocol, TypeAlias
 
 from folovllm.bench.results import BenchError
 from folovllm.config.bench import Range
+from folovllm.utils.files import MIB, UnusableFileError, read_text
+
+LARGEST_DATASET = 2048 * MIB
+"""Bytes; ShareGPT's conversations are 640 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +212,9 @@ def read_conversations(
 def _turns(path: Path) -> Iterator[tuple[str, str]]:
     """The first two turns of each conversation, empty where there are none."""
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise BenchError(f"the dataset {path} cannot be read: {error.strerror}") from error
+        content: Any = json.loads(read_text(path, LARGEST_DATASET, pipes=True))
+    except UnusableFileError as error:
+        raise BenchError(f"the dataset {path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise BenchError(f"the dataset {path} is no JSON: {error}") from error
     if not isinstance(content, list):

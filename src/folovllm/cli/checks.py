@@ -10,6 +10,7 @@ from typing import Any
 
 from folovllm.cli.files import unwritable
 from folovllm.diagnostics.checks import Check
+from folovllm.utils.files import UnusableFileError, write_text
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +74,6 @@ def write_report(path: Path | None, report: dict[str, Any], checks: Iterable[Che
         return
     content = {**report, "checks": [check.as_json() for check in checks]}
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
+        write_text(path, json.dumps(content, indent=2) + "\n")
+    except UnusableFileError as error:
         raise unwritable("--json", path, error) from error

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from folovllm.errors import ConfigError
+from folovllm.utils import files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,12 +21,9 @@ def check_writable(option: str, path: "Path | None") -> None:
     """
     if path is None:
         return
-    new = not path.exists()
     try:
-        path.open("a", encoding="utf-8").close()
-        if new:
-            path.unlink()
-    except OSError as error:
+        files.check_writable(path)
+    except files.UnusableFileError as error:
         raise unwritable(option, path, error) from error
 
 

@@ -1,5 +1,6 @@
 """Where `folovllm generate` takes its prompts from."""
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -7,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from folovllm.errors import ConfigError
+from folovllm.utils.files import MIB, UnusableFileError, read_text
 
 if TYPE_CHECKING:
     from folovllm.llm import LLM
     from folovllm.text.input_processor import PromptType
 
 KEYS = ("prompt", "prompt_token_ids", "messages")
+
+LARGEST_INPUT = 256 * MIB
+"""Bytes of a file with prompts, or characters of standard input."""
 
 GivenPrompt = str | Mapping[str, Any]
 """Text, or a dict with one of `KEYS`."""
@@ -35,7 +40,7 @@ def read_prompts(texts: list[str], file: str | None) -> list[GivenPrompt]:
         return _read_file(file)
     if not texts and sys.stdin.isatty():
         raise ConfigError("no prompt: give one as an argument, by --file, or on standard input")
-    prompts = [_read_input() if text == "-" else text for text in texts or ["-"]]
+    prompts = [_read_input().removesuffix("\n") if text == "-" else text for text in texts or ["-"]]
     if "" in prompts:
         raise ConfigError("a prompt is empty")
     return list(prompts)
@@ -62,25 +67,31 @@ def to_engine(llm: "LLM", prompt: GivenPrompt, *, chat: bool) -> "PromptType":
 
 
 def _read_input() -> str:
-    """Standard input, without the line end that `echo` puts there."""
+    """Standard input as a whole."""
     try:
-        return sys.stdin.read().removesuffix("\n")
+        text = sys.stdin.read(LARGEST_INPUT + 1)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"standard input is no text: {error}") from error
+        raise ConfigError(f"standard input is no text: {error.reason}") from error
+    except OSError as error:  # a folder, or a file that cannot be read
+        raise ConfigError(f"standard input cannot be read: {error.strerror}") from error
+    if len(text) > LARGEST_INPUT:
+        raise ConfigError(
+            f"standard input is longer than {LARGEST_INPUT >> 20} Mi characters, the most that is "
+            "read"
+        )
+    return text
 
 
 def _read_file(file: str) -> list[GivenPrompt]:
-    try:
-        if file == "-":
-            prompts = _texts(sys.stdin)
-        else:
-            with Path(file).open(encoding="utf-8-sig") as lines:
-                is_json = file.endswith(".jsonl")
-                prompts = _objects(file, lines) if is_json else _texts(lines)
-    except OSError as error:
-        raise ConfigError(f"--file {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--file {file} is no text: {error}") from error
+    if file == "-":
+        text = _read_input()
+    else:
+        try:
+            text = read_text(Path(file), LARGEST_INPUT, pipes=True)
+        except UnusableFileError as error:
+            raise ConfigError(f"--file {file} cannot be read: {error}") from error
+    lines = io.StringIO(text)
+    prompts = _objects(file, lines) if file.endswith(".jsonl") else _texts(lines)
     if not prompts:
         raise ConfigError(f"--file {file} has no prompts: every line is empty")
     return prompts

@@ -96,7 +96,9 @@ def test_empty_and_unreadable_input(tmp_path, standard_input):
     with pytest.raises(ConfigError, match="has no prompts"):
         read_prompts([], write(tmp_path, "\n \n"))
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    with pytest.raises(ConfigError, match="latin is no text"):
+    with pytest.raises(
+        ConfigError, match=r"latin cannot be read: it is no UTF-8 text \(byte 4 is none\)"
+    ):
         read_prompts([], str(tmp_path / "latin"))
     standard_input(b"caf\xe9")
     with pytest.raises(ConfigError, match="standard input is no text"):
