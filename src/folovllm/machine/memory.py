@@ -2,8 +2,10 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+import re
 from pathlib import Path
+
+from folovllm.machine.cgroups import ControlGroup, control_groups
 
 
 def available_memory(root: Path = Path("/")) -> int:
@@ -15,10 +17,8 @@ def available_memory(root: Path = Path("/")) -> int:
     Args:
         root: where `/proc` and `/sys` are found.
     """
-    limits = [_kernel_available(root)]
-    limits += [left for group in _groups(root, "") if (left := _left_v2(group)) is not None]
-    limits += [left for group in _groups(root, "memory") if (left := _left_v1(group)) is not None]
-    return max(0, min(limits))
+    lefts = (_left(group) for group in control_groups("memory", root))
+    return max(0, min([_kernel_available(root), *(left for left in lefts if left is not None)]))
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
@@ -30,17 +30,8 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     Returns:
         None without a limit.
     """
-    limits = [_number(group / "memory.max") for group in _groups(root, "")]
-    limits += [_number(group / "memory.limit_in_bytes") for group in _groups(root, "memory")]
-    # Version 1 says "no limit" with the largest number of pages.
-    return min((limit for limit in limits if limit and limit < 1 << 62), default=None)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # not there, or "max"
-        return None
+    limits = (_limit(group) for group in control_groups("memory", root))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 # glibc's malloc.h
@@ -83,61 +74,27 @@ def use_huge_pages() -> None:
 
 def _kernel_available(root: Path) -> int:
     try:
-        fields = _key_values(root / "proc/meminfo")
-        return fields["MemAvailable:"] * 1024
-    except (OSError, KeyError):
-        # Not Linux: what is physically there is the best that the standard library knows.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of our control group and of those around it, each of which may have a limit.
-
-    A container sees its own group as the outermost; a job of a batch system or a service does
-    not. A folder that is not there is one that a container cannot see.
-
-    Args:
-        root: where `/proc` and `/sys` are found.
-        controller: "memory" in version 1; "" in version 2, which has one tree for all.
-    """
-    top = root / "sys/fs/cgroup" / controller
-    yield top
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        text = (root / "proc/meminfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
-            group = top / path.lstrip("/")
-            while group != top and top in group.parents:
-                yield group
-                group = group.parent
+        text = ""
+    if found := re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE):
+        return int(found[1]) * 1024
+    # Not Linux: what is physically there is the best that the standard library knows.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _left_v2(group: Path) -> int | None:
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        stat = _key_values(group / "memory.stat")
-    except OSError:
+def _limit(group: ControlGroup) -> int | None:
+    limit = group.number("memory.max" if group.version == 2 else "memory.limit_in_bytes")
+    # Version 1 says "no limit" with the largest number of pages.
+    return limit if limit is not None and limit < 1 << 62 else None
+
+
+def _left(group: ControlGroup) -> int | None:
+    """What a group leaves; page cache counts as free."""
+    limit = _limit(group)
+    used = group.number("memory.current" if group.version == 2 else "memory.usage_in_bytes")
+    if limit is None or used is None:
         return None
-    if limit == "max":
-        return None
-    return int(limit) - used + stat.get("inactive_file", 0) + stat.get("active_file", 0)
-
-
-def _left_v1(group: Path) -> int | None:
-    try:
-        limit = int((group / "memory.limit_in_bytes").read_text())
-        used = int((group / "memory.usage_in_bytes").read_text())
-        stat = _key_values(group / "memory.stat")
-    except OSError:
-        return None
-    cache = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
-    return limit - used + cache
-
-
-def _key_values(path: Path) -> dict[str, int]:
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) >= 2}
+    stat, total = group.numbers("memory.stat"), "" if group.version == 2 else "total_"
+    cache = [stat.get(f"{total}{kind}_file", 0) for kind in ("inactive", "active")]
+    return limit - used + sum(cache)

@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from folovllm.machine.cgroups import ControlGroup, control_groups
+
 logger = logging.getLogger(__name__)
 
 
@@ -12,7 +14,7 @@ def allowed_cores(root: Path = Path("/")) -> int:
     """The cores that this process may keep busy: by affinity, and by its control group's quota.
 
     Args:
-        root: where `/sys` is found.
+        root: where `/proc` and `/sys` are found.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = cpu_quota(root)
@@ -21,23 +23,26 @@ def allowed_cores(root: Path = Path("/")) -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The control group's limit in cores (v2, then v1); None without one.
+    """The least that a control group (v2 or v1) of this process allows, in cores.
 
     Args:
-        root: where `/sys` is found.
+        root: where `/proc` and `/sys` are found.
+
+    Returns:
+        None without a limit.
     """
-    group = root / "sys/fs/cgroup"
-    try:
-        limit, period = (group / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        limit = (group / "cpu/cpu.cfs_quota_us").read_text()
-        period = (group / "cpu/cpu.cfs_period_us").read_text()
-        return int(limit) / int(period) if int(limit) > 0 else None
-    except (OSError, ValueError):
-        return None
+    quotas = (_quota(group) for group in control_groups("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(group: ControlGroup) -> float | None:
+    if group.version == 2:
+        limit, period = [*(group.text("cpu.max") or "").split(), "", ""][:2]
+    else:
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        limit, period = (group.text(name) or "" for name in names)
+    # "max" in version 2 and -1 in version 1 are no limit.
+    return int(limit) / int(period) if limit.isdigit() and period.strip("0").isdigit() else None
 
 
 def use_allowed_cores() -> None:
