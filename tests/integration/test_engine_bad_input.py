@@ -191,13 +191,18 @@ def test_all_or_nothing(llm, nothing_left):
     nothing_left(llm)
 
 
-def test_a_cache_too_small_for_one_request(llm, nothing_left):
+def test_a_prompt_too_long_for_the_cache(llm, nothing_left):
     with pytest.raises(ValueError, match=r"33 tokens.* need 9 blocks of 4; the KV cache has 8"):
-        llm.generate([5] * 29, params(), use_tqdm=False)
-    with pytest.raises(ValueError, match="need 16 blocks"):
-        llm.generate([5], SamplingParams(max_tokens=None), use_tqdm=False)
-    [out] = llm.generate([5] * 28, params(ignore_eos=True), use_tqdm=False)
-    assert len(out.outputs[0].token_ids) == 4
+        llm.generate([5] * 33, params(), use_tqdm=False)
+    nothing_left(llm)
+
+
+@pytest.mark.parametrize(("length", "max_tokens"), [(1, None), (28, 999), (31, 8), (32, None)])
+def test_an_output_ends_where_the_cache_is_full(llm, nothing_left, length, max_tokens):
+    whole = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, n=1)
+    [out] = llm.generate([5] * length, whole, use_tqdm=False)
+    assert len(out.outputs[0].token_ids) == max(32 - length, 1)
+    assert out.outputs[0].finish_reason == "length"
     nothing_left(llm)
 
 

@@ -48,6 +48,22 @@ def test_every_value_has_a_reason(tiny_folder, caplog):
     )
 
 
+def test_a_cache_shorter_than_the_models_length_is_told_once(tiny_folder, caplog):
+    config = EngineConfig.from_options(
+        model=str(tiny_folder()), block_size=4, num_gpu_blocks_override=9
+    )
+    engine = LLMEngine(config, "cpu")
+    told = [message for message in caplog.messages if "ends there" in message]
+    assert [message.split(":")[0] for message in told] == [
+        "the KV cache holds 32 tokens, fewer than the 64 of max_model_len"
+    ]
+    engine.add_request("0", [5], SamplingParams(max_tokens=None, ignore_eos=True))
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+    [completion] = outputs[0].outputs
+    assert (len(completion.token_ids), completion.finish_reason) == (31, "length")
+
+
 def test_of_two_lengths_the_smaller_holds(tiny_folder):
     config = EngineConfig(
         model_config=ModelConfig(model=str(tiny_folder()), max_model_len=50),

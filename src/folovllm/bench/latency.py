@@ -119,7 +119,7 @@ class LatencyBench:
             BenchError: a step failed, or nothing can be measured.
         """
         engine = self._engine
-        length, count = engine.setup.max_model_len, engine.setup.max_num_seqs
+        length, count = engine.setup.longest_sequence, engine.setup.max_num_seqs
         asked, plan = plan, plan.fit(length, count)
         if plan != asked:
             self._say(

@@ -159,7 +159,7 @@ class _Tokens:
 
 def _tokens_of(llm: LLM) -> _Tokens:
     setup = llm.llm_engine.setup
-    return _Tokens(llm.get_tokenizer(), setup.vocab_size, setup.max_model_len)
+    return _Tokens(llm.get_tokenizer(), setup.vocab_size, setup.longest_sequence)
 
 
 def _tokens_for(config: ModelConfig) -> _Tokens:

@@ -98,7 +98,7 @@ class Conversation:
         """
         messages = [*self.messages, {"role": "user", "content": question}]
         [prompt] = self._llm.preprocess_chat(messages)
-        length, limit = len(prompt.token_ids), self._llm.llm_engine.setup.max_model_len
+        length, limit = len(prompt.token_ids), self._llm.llm_engine.setup.longest_sequence
         if length >= limit:
             begun = self.messages != self._opening
             advice = "/reset begins a new one" if begun else "shorten the question"

@@ -80,6 +80,16 @@ class EngineSetup:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def cache_tokens(self) -> int:
+        """How many tokens the cache holds, of one sequence or of many."""
+        return (self.num_blocks - 1) * self.block_size
+
+    @property
+    def longest_sequence(self) -> int:
+        """The number of tokens at which a sequence ends: the model's or the cache's limit."""
+        return min(self.max_model_len, self.cache_tokens)
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         """All ids of the model that end a sequence."""
         own = () if self.eos_token_id is None else (self.eos_token_id,)

@@ -26,8 +26,10 @@ class Scheduler:
 
     When blocks run out, the last of the running gives up its own, to be computed again or, if
     the host has room, to be swapped back in. Those that run are kept in order, so whoever gives
-    way has not been scheduled in this step; and whoever is the first can always go on, because
-    `check` refuses what does not fit the cache alone. So everybody's turn comes.
+    way has not been scheduled in this step; and whoever is the first can always go on: `check`
+    refuses a prompt that does not fit the cache alone, a sequence ends where it fills the cache
+    (`EngineSetup.longest_sequence`), and when nobody else has blocks, none of its own is shared
+    or needs a copy. So everybody's turn comes.
 
     A request's first sequence computes the prompt; at its end the others go on from its blocks,
     or, beyond `max_num_seqs`, wait as sequences of their own.
@@ -58,7 +60,8 @@ class Scheduler:
         self.num_preemptions = 0
         self._setup = setup
         self._cache = cache
-        self._stop_rules = StopRules(setup.max_model_len, setup.eos_token_id, setup.stop_token_ids)
+        self._longest = setup.longest_sequence
+        self._stop_rules = StopRules(self._longest, setup.eos_token_id, setup.stop_token_ids)
         self._requests: set[Request] = set()
         self._num_arrivals = 0
         # Of the plan that is out: its entries' sequences with those that they are sampled for.
@@ -96,21 +99,21 @@ class Scheduler:
     def check(self, request: Request) -> None:
         """Refuse a request that could never be served; any thread may ask.
 
+        Its prompt has to fit. `max_tokens` is a limit and no demand: an output that the cache
+        has no room for ends earlier, as one does that reaches `max_model_len`.
+
         Raises:
-            ValueError: the prompt is too long for the model, or a sequence for the cache.
+            ValueError: the prompt is too long for the model or for the cache.
         """
         length, limit = len(request.prompt_token_ids), self._setup.max_model_len
         if length > limit:
             raise ValueError(f"the prompt has {length} tokens; the model takes at most {limit}")
-        max_tokens = request.sampling_params.max_tokens
-        most = limit if max_tokens is None else min(length + max_tokens, limit)
-        size, have = self._cache.block_size, self._cache.num_usable_blocks
-        need = (most + size - 1) // size
-        if need > have:
+        if length > self._longest:
+            size = self._cache.block_size
             raise ValueError(
-                f"the request can have {most} tokens (prompt, and output up to max_tokens or "
-                f"max_model_len), which need {need} blocks of {size}; the KV cache has {have}. "
-                f"Lower max_tokens or max_model_len, or give the cache more memory"
+                f"the prompt has {length} tokens, which need {-(-length // size)} blocks of "
+                f"{size}; the KV cache has {self._cache.num_usable_blocks}. Shorten the prompt, or "
+                "give the cache more memory (cpu_kvcache_space, gpu_memory_utilization)"
             )
 
     def add_request(self, request: Request) -> None:
@@ -240,10 +243,10 @@ class Scheduler:
                 step.add(seq, num_tokens, len(self._running))
 
     def _wanted(self, seq: Sequence) -> int:
-        """How many tokens are to be computed, drafts included, within the model's length."""
+        """How many tokens are to be computed, drafts included, within the longest sequence."""
         length = seq.get_len()
         if seq.draft_token_ids and not seq.siblings:  # those are to begin at the prompt's end
-            length = min(length + len(seq.draft_token_ids), self._setup.max_model_len)
+            length = min(length + len(seq.draft_token_ids), self._longest)
         return length - seq.num_computed_tokens
 
     def _make_room(self, seq: Sequence, num_tokens: int) -> bool:

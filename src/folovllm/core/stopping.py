@@ -18,19 +18,19 @@ class StopRules:
     is not; `ignore_eos` turns all of them off.
 
     Args:
-        max_model_len: most tokens of a sequence, prompt and output.
+        longest: most tokens of a sequence, prompt and output.
         eos_token_id: the tokenizer's end-of-sequence id; None if it has none.
         extra_eos_token_ids: the generation config's ids; the main one may be among them.
     """
 
     def __init__(
         self,
-        max_model_len: int,
+        longest: int,
         eos_token_id: int | None = None,
         extra_eos_token_ids: Iterable[int] = (),
     ) -> None:
         """Keep the limits and the model's ids."""
-        self._max_model_len = max_model_len
+        self._longest = longest
         self._eos = eos_token_id
         self._extra_eos = frozenset(extra_eos_token_ids)
 
@@ -49,6 +49,6 @@ class StopRules:
                 not params.ignore_eos and token_id in self._extra_eos
             ):
                 return SequenceStatus.FINISHED_STOPPED, token_id
-        if num_output_tokens == params.max_tokens or data.get_len() >= self._max_model_len:
+        if num_output_tokens == params.max_tokens or data.get_len() >= self._longest:
             return SequenceStatus.FINISHED_LENGTH_CAPPED, None
         return None

@@ -225,6 +225,14 @@ def graph_maker(
 
 
 def log_setup(setup: EngineSetup) -> None:
-    """Log every value with its reason, a line each."""
+    """Log every value with its reason, a line each, and a limit that may surprise."""
     for name, value, reason in setup.rows():
         logger.info("%s: %s (%s)", name, value, reason)
+    if setup.longest_sequence < setup.max_model_len:
+        logger.warning(
+            "the KV cache holds %d tokens, fewer than the %d of max_model_len: a sequence that "
+            "fills it ends there, with finish_reason 'length'; more memory for the cache "
+            "(cpu_kvcache_space, gpu_memory_utilization) allows longer ones",
+            setup.cache_tokens,
+            setup.max_model_len,
+        )

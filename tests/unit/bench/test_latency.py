@@ -20,7 +20,7 @@ def measure(clock, engine_of):
     def measured(engine=None, plan=SMALL, max_model_len=64, max_num_seqs=8):
         engine = engine or engine_of(0.25)
         engine.setup = SimpleNamespace(
-            vocab_size=50, max_model_len=max_model_len, max_num_seqs=max_num_seqs
+            vocab_size=50, longest_sequence=max_model_len, max_num_seqs=max_num_seqs
         )
         recorded, lines = {}, []
         LatencyBench(
@@ -92,7 +92,7 @@ def test_every_other_round_goes_backwards(measure):
 def test_what_was_measured_before_an_error_is_kept(clock, engine_of):
     recorded = []
     engine = engine_of()
-    engine.setup = SimpleNamespace(vocab_size=50, max_model_len=64, max_num_seqs=8)
+    engine.setup = SimpleNamespace(vocab_size=50, longest_sequence=64, max_num_seqs=8)
     engine.errors["0-latency-4-0"] = "out of memory"
     bench = LatencyBench(
         *(engine, PlayedFloor()), seed=0, record=recorded.append, say=str, clock=clock.now

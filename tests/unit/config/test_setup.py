@@ -51,6 +51,12 @@ def test_nothing_of_it_changes():
         make_setup().block_size = 8
 
 
+def test_a_sequence_ends_at_the_first_of_two_limits():
+    assert make_setup().longest_sequence == 64
+    full = make_setup(num_blocks=4)
+    assert full.longest_sequence == full.cache_tokens == 48
+
+
 def test_all_ids_that_end_a_sequence():
     assert make_setup().eos_token_ids == {1, 5, 7}
     assert make_setup(eos_token_id=None).eos_token_ids == {5, 7}

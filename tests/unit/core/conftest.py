@@ -79,6 +79,9 @@ class World:
             policy=policy,
             max_model_len=max_model_len,
             max_num_batched_tokens=budget,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_host_blocks=host_blocks,
             **options,
         )
         self.scheduler = Scheduler(setup, self.cache)

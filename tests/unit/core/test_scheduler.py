@@ -99,17 +99,23 @@ class TestBudget:
 
 class TestAddRequest:
     @pytest.mark.parametrize(
-        ("length", "max_tokens", "fits"),
-        [(8, 8, True), (8, 9, False), (1, None, False), (16, 1, False), (15, 1, True)],
+        ("length", "max_tokens", "output"),
+        [(8, 8, 8), (8, 9, 8), (1, None, 15), (15, 1, 1), (15, 2, 1), (16, None, 1), (16, 9, 1)],
     )
-    def test_what_can_never_fit_is_refused(self, world, length, max_tokens, fits):
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_an_output_ends_where_the_cache_is_full(self, world, length, max_tokens, output, n):
         w = world(num_blocks=5)
-        if fits:
-            w.add(range(length), max_tokens=max_tokens)
-        else:
-            with pytest.raises(ValueError, match=r"need \d+ blocks of 4; the KV cache has 4"):
-                w.add(range(length), max_tokens=max_tokens)
-        assert w.scheduler.has_unfinished_requests() is fits
+        request = w.add(range(length), max_tokens=max_tokens, n=n)
+        w.run()
+        assert [seq.get_output_len() for seq in request.get_seqs()] == [output] * n
+        assert {seq.status for seq in request.get_seqs()} == {CAPPED}
+
+    def test_a_prompt_that_can_never_fit_is_refused(self, world):
+        w = world(num_blocks=5)
+        refused = r"prompt has 17 tokens, which need 5 blocks of 4; the KV cache has 4"
+        with pytest.raises(ValueError, match=refused):
+            w.add(range(17), max_tokens=1)
+        assert not w.scheduler.has_unfinished_requests()
         w.run()
 
     def test_the_models_length_bounds_what_a_request_can_need(self, world):

@@ -45,11 +45,13 @@ class Steps(RuleBasedStateMachine):
         self.random = random.Random(seed)
         self.max_model_len = draw(8, 24)
         block_size = draw(1, 4)
-        # The longest sequence just fits, with a little room beyond, or does not quite.
+        # The longest sequence fits with room beyond, or the cache is full before its end.
         blocks_of_longest = -(-self.max_model_len // block_size)
+        num_blocks = max(blocks_of_longest + draw(-8, 8), 2)
+        self.longest = min(self.max_model_len, (num_blocks - 1) * block_size)
         chunked = data.draw(st.booleans())
         self.world = self.make_world(
-            num_blocks=max(blocks_of_longest + draw(-1, 8), 2),
+            num_blocks=num_blocks,
             block_size=block_size,
             host_blocks=data.draw(st.sampled_from([0, 6, 16])),
             caching=data.draw(st.booleans()),
@@ -69,15 +71,12 @@ class Steps(RuleBasedStateMachine):
             self.add_one(**data.draw(REQUESTS))
 
     def add_one(self, prompt, max_tokens, **options):
-        most = min(len(prompt) + (max_tokens or 99), self.max_model_len)
-        size = self.world.block_size
-        fits = -(-most // size) <= self.world.cache.num_usable_blocks
         try:
             self.world.add(prompt, max_tokens=max_tokens, **options)
         except ValueError:
-            assert not fits or len(prompt) > self.max_model_len
+            assert len(prompt) > self.longest
         else:
-            assert fits
+            assert len(prompt) <= self.longest
 
     def sample(self, seq):
         """A token; after drafts as many more as happen to be right."""
@@ -151,6 +150,15 @@ class Steps(RuleBasedStateMachine):
         for request in self.world.requests:
             assert request.is_finished()
             assert request.status in {RequestStatus(s.status.value) for s in request.get_seqs()}
+            for seq in request.get_seqs():
+                self.check_length(seq)
+
+    def check_length(self, seq):
+        """A sequence that was cut used up its tokens, the model's length or the whole cache."""
+        length, count = seq.get_len(), seq.get_output_len()
+        assert length <= max(self.longest, seq.get_prompt_len() + 1)
+        if seq.status is SequenceStatus.FINISHED_LENGTH_CAPPED:
+            assert count == seq.sampling_params.max_tokens or length >= self.longest
 
 
 def test_any_order(world):
