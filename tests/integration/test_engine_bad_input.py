@@ -66,17 +66,19 @@ def test_encoder_decoder_models(tmp_path, save_tokenizer):
         LLM(str(tmp_path), device="cpu")
 
 
-@pytest.mark.parametrize("kind", ROPES)
-def test_positions_that_depend_on_the_batch(kind, build_llm):
-    with pytest.raises(ModelLoadError, match=rf"LlamaForCausalLM \(llama\).*{kind}.*longest"):
-        build_llm(model={"rope_parameters": ROPES[kind]})
+@pytest.mark.parametrize(("kind", "longest"), [("dynamic", 64), ("longrope", 32)])
+def test_positions_beyond_which_they_depend_on_the_batch(kind, longest, build_llm):
+    asked = {"model": {"rope_parameters": ROPES[kind]}, "max_model_len": longest + 1}
+    with pytest.raises(
+        ConfigError, match=rf"max_model_len: got {longest + 1}; LlamaForCausalLM.*{kind}.*longest"
+    ):
+        build_llm(**asked)
 
 
-def test_positions_that_are_only_scaled(make_llm):
-    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-    llm = make_llm(model={"rope_parameters": rope})
-    [out] = llm.generate([5, 7, 9], GREEDY, use_tqdm=False)
-    assert len(out.outputs[0].token_ids) == 6
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_positions_that_were_never_learned(family, build_llm):
+    with pytest.raises(ConfigError, match=r"max_model_len: got 65; .* takes 1 to 64: .*learned 64"):
+        build_llm(family, max_model_len=65)
 
 
 def test_options(tiny_folder):

@@ -71,6 +71,55 @@ def test_every_familys_probabilities(served_family, make_llm, tiny_folder):
         torch.testing.assert_close(table, logits.log_softmax(-1), atol=2e-4, rtol=2e-4)
 
 
+ROPE = {"rope_theta": 1e4}
+LONGROPE = {
+    **ROPE,
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [2.0, 4.0, 8.0, 16.0],
+}
+STRETCHED = {
+    "linear": ("llama", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0}}, 256),
+    "yarn": (
+        "qwen2",
+        {
+            "rope_parameters": {
+                **ROPE,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        256,
+    ),
+    "dynamic": ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 4.0}}, 64),
+    "longrope": (
+        "phi3",
+        {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 48,
+            "max_position_embeddings": 192,
+        },
+        48,
+    ),
+    "gpt2": ("gpt2", {}, 64),
+    "opt": ("opt", {}, 64),
+}
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_positions_up_to_the_longest_sequence(kind, make_llm, tiny_folder):
+    family, options, longest = STRETCHED[kind]
+    prompts = make_prompts((1, 8, longest // 2, longest - 16))
+    expected = generate_with_transformers(tiny_folder(family, **options), prompts)
+    for budget in (None, 14):  # whole prompts and pieces of them
+        llm = make_llm(family, model=options, max_num_batched_tokens=budget)
+        assert llm.llm_engine.setup.max_model_len == longest
+        for _ in range(2):  # and found in the prefix cache
+            outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+            assert [out.outputs[0].token_ids for out in outputs] == expected
+
+
 def test_a_window_that_the_layers_keep_to_themselves(make_llm, tiny_folder):
     """Transformers hands this family's window on in a mask, of which we get none."""
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}

@@ -1,7 +1,7 @@
 """From a configuration to the parts of an engine."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -135,7 +135,6 @@ def _load(config: EngineConfig, device: str | torch.device | None, phases: Phase
         tokenizer=tokenizer,
         generation_config=generation_config,
         asked_device=device,
-        max_model_len=cast("int", own.max_model_len),
         attention=attention,
         linear_backends=linear_backends,
     )

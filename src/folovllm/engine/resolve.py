@@ -15,6 +15,8 @@ from folovllm.attention.backend import AttentionBackend
 from folovllm.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from folovllm.config.setup import EngineSetup, Resolved, as_configured, reason_of
 from folovllm.engine.cache_size import CacheDemand, resolve_cache
+from folovllm.errors import ConfigError
+from folovllm.loading.length import checkpoint_length
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.worker.cuda_graphs import CudaCapture, GraphMaker, bucket_sizes, free_cuda_memory
 
@@ -37,7 +39,6 @@ class LoadedModel:
         tokenizer: the model's.
         generation_config: the checkpoint's.
         asked_device: the device that the caller named; None left it open.
-        max_model_len: the most tokens of a sequence, as `ModelLoader` filled it in.
         attention: what computes attention.
         linear_backends: how many linear layers each backend computes.
     """
@@ -46,7 +47,6 @@ class LoadedModel:
     tokenizer: "PreTrainedTokenizerBase"
     generation_config: "GenerationConfig"
     asked_device: str | torch.device | None
-    max_model_len: int
     attention: Resolved[AttentionBackend]
     linear_backends: Mapping[str, int]
 
@@ -128,20 +128,38 @@ def asked_max_model_len(config: EngineConfig) -> int | None:
 
 
 def resolve_max_model_len(config: EngineConfig, loaded: LoadedModel) -> Resolved[int]:
-    """Return the most tokens of a sequence, prompt and output."""
-    value = loaded.max_model_len
-    model, scheduler = config.model_config, config.scheduler_config
-    asked = [part for part in (model, scheduler) if part.max_model_len is not None]
-    if not asked:
-        text_config = loaded.model.model.config.get_text_config()
-        if getattr(text_config, "max_position_embeddings", None):
-            return value, "the checkpoint's max_position_embeddings"
-        return value, "the default: the checkpoint names no max_position_embeddings"
+    """Return the most tokens of a sequence, prompt and output.
+
+    More than the checkpoint was made for may be asked of positions that go on (vLLM refuses it
+    unless VLLM_ALLOW_LONG_MAX_MODEL_LEN is set; here the loader warns).
+
+    Raises:
+        ConfigError: more positions are asked for than the model has.
+    """
+    limit = loaded.model.position_limit
+    value = asked_max_model_len(config)
+    if value is None:
+        tokenizer_limit = getattr(loaded.tokenizer, "model_max_length", None)
+        value, reason = checkpoint_length(loaded.model.model.config, tokenizer_limit)
+        if limit is not None and limit.count < value:
+            return limit.count, f"the model: {limit.why}"
+        return value, reason
+    if limit is not None and limit.count < value:
+        raise ConfigError(
+            f"max_model_len: got {value}; {loaded.model.name} takes 1 to {limit.count}: {limit.why}"
+        )
+    return value, _why_asked(config, value)
+
+
+def _why_asked(config: EngineConfig, value: int) -> str:
+    """Return who asked for the smaller of two lengths."""
+    parts = (config.model_config, config.scheduler_config)
+    asked = [part for part in parts if part.max_model_len is not None]
     decisive = next(part for part in asked if part.max_model_len == value)
     reason = reason_of(decisive, "max_model_len")
     if larger := [part for part in asked if part.max_model_len != value]:
         reason += f", and less than the {larger[0].max_model_len} of {type(larger[0]).__name__}"
-    return value, reason
+    return reason
 
 
 def resolve_block_size(config: CacheConfig, attention: AttentionBackend) -> Resolved[int]:

@@ -15,6 +15,7 @@ from folovllm.loading.checkpoint import (
     find_checkpoint,
 )
 from folovllm.loading.checksums import check_changed_files
+from folovllm.loading.length import checkpoint_length
 from folovllm.machine.memory import available_memory
 from folovllm.utils.common import get_device
 from folovllm.utils.dtypes import choose_dtype
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MAX_MODEL_LEN = 2048
 GIB = 1 << 30
 
 CONFIG_AND_TOKENIZER, WEIGHTS_READ = "config and tokenizer", "weights read"
@@ -203,15 +203,16 @@ class ModelLoader:
         return cast("PreTrainedModel", model)
 
     def _fill_in_length(self, config: "PreTrainedConfig") -> None:
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+        longest, reason = checkpoint_length(config)
         if self.model_config.max_model_len is None:
-            self.model_config.max_model_len = longest or DEFAULT_MAX_MODEL_LEN
-        elif longest and self.model_config.max_model_len > longest:
+            self.model_config.max_model_len = longest
+        elif self.model_config.max_model_len > longest and not reason.startswith("the default"):
             logger.warning(
-                "max_model_len is %d, but %s was made for at most %d positions",
+                "max_model_len is %d, but %s was made for at most %d positions (%s)",
                 self.model_config.max_model_len,
                 self.model_config.model,
                 longest,
+                reason,
             )
 
 

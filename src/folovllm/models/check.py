@@ -25,6 +25,7 @@ from folovllm.attention.backend import (
 )
 from folovllm.attention.batch import Batch, lay_out
 from folovllm.errors import ModelLoadError
+from folovllm.loading.length import checkpoint_length
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.models.trial import explain
 
@@ -171,10 +172,9 @@ def _count_tokens(model: PagedModel, block_size: int) -> int:
     windows = [layer.options.window or 0 for layer in model.attention]
     borders = [size for size in (block_size, *windows) if size + _BEYOND <= _MOST_TOKENS]
     wanted = max(borders, default=_MOST_TOKENS - _BEYOND) + _BEYOND
-    longest: int | None = getattr(
-        model.model.config.get_text_config(), "max_position_embeddings", None
-    )
-    return max(2, min(wanted, longest or wanted))
+    limit = model.position_limit
+    longest = limit.count if limit else checkpoint_length(model.model.config)[0]
+    return max(2, min(wanted, longest))
 
 
 def _decoder_layers(model: PagedModel) -> list[nn.Module]:

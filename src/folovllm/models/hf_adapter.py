@@ -23,7 +23,8 @@ from folovllm.attention.backend import (
     LayerSpec,
 )
 from folovllm.errors import ModelLoadError
-from folovllm.models.trial import explain, watch_weights
+from folovllm.loading.length import PositionLimit, rope_limit
+from folovllm.models.trial import PositionTables, explain, watch_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,6 +124,7 @@ class PagedModel:
         attention: how each attention layer attends, in the order of `layer_idx`.
         weights_read: linear layers whose weight the model's own code reads.
         selects_logits: whether its forward can be asked for the logits of some tokens alone.
+        position_limit: how many positions it can be asked for; None where nothing ends.
         vocab_size: rows of the input embedding: ids from 0 to one less can be computed.
 
     Raises:
@@ -144,8 +146,11 @@ class PagedModel:
         self.vocab_size: int = embeddings.weight.shape[0]
         parameters = inspect.signature(model.forward).parameters
         self.selects_logits = "logits_to_keep" in parameters
-        with watch_weights(model) as self.weights_read:
+        _fix_rope(model)
+        tables = PositionTables()
+        with watch_weights(model) as self.weights_read, tables:
             self.attention = self._find_layers()
+        self.position_limit = _smaller_limit(tables.limit, rope_limit(model.config))
 
     @property
     def layers(self) -> list[LayerSpec]:
@@ -286,8 +291,8 @@ def _check_servable(model: "PreTrainedModel") -> None:
         reason = "its tokens attend only to those that an indexer picks (sparse attention)"
     elif getattr(text, "num_kv_shared_layers", 0):
         reason = "some of its layers use the keys and values of other layers"
-    elif (why := _rope_by_length(text)) is not None:
-        reason = why
+    elif (limit := rope_limit(config)) is not None and limit.count < 1:
+        reason = "its configuration does not say up to which length its rotary positions hold"
     if reason:
         raise ModelLoadError(f"{_name(model)} cannot be served: {reason}")
 
@@ -309,18 +314,22 @@ def _windowed_layers(config: Any, count: int) -> list[int]:
     return list(range(count)) if window and used else []
 
 
-def _rope_by_length(config: Any) -> str | None:
-    """Why rotary positions that change with the longest sequence of a batch cannot be had.
+def _fix_rope(model: "PreTrainedModel") -> None:
+    """Keep the frequencies that rotary positions have up to the model's `rope_limit`.
 
-    They would make a sequence's tokens depend on its neighbours in the batch, and on what of
-    its own is in the cache already.
+    Transformers looks at the largest position of each batch to exchange them beyond that. Nothing
+    beyond it is ever asked for, and the look would stop a GPU in each step.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    nested = rope.values() if all(isinstance(part, dict) for part in rope.values()) else [rope]
-    kinds = {part.get("rope_type") for part in nested}
-    if found := kinds & {"dynamic", "longrope"}:
-        return (
-            f"its rotary positions of type {found.pop()!r} depend on the length of the longest "
-            "sequence in a batch"
-        )
-    return None
+    for module in model.modules():
+        kind: Any = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):
+            module.rope_type = dict.fromkeys(kind, "default")  # type: ignore[assignment]
+        elif kind in {"dynamic", "longrope"}:
+            module.rope_type = "default"  # type: ignore[assignment]
+
+
+def _smaller_limit(table: int | None, rope: PositionLimit | None) -> PositionLimit | None:
+    """Return the limit of a learned table or of rotary positions, whichever comes first."""
+    if table is None or (rope is not None and rope.count <= table):
+        return rope
+    return PositionLimit(table, f"it has learned {table} positions and has none beyond them")

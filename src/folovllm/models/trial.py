@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Watched(nn.Linear):
@@ -59,6 +60,37 @@ def watch_weights(model: nn.Module) -> Iterator[set[nn.Module]]:
             child.__class__ = nn.Linear
             vars(child).pop("read", None)
         found.update(child for parent, name, child in places if (parent, name) in kinds)
+
+
+class PositionTables(TorchDispatchMode):
+    """Finds tables of learned positions in a run on two tokens, with the same id and side by side.
+
+    What looks up two consecutive rows then looks up positions. Families number them from
+    another row than 0 (OPT from 2), which the first row tells.
+
+    Attributes:
+        limit: how many positions the smallest table has; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.limit: int | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Compute what is asked for, and look at what embeddings are asked."""
+        if func is torch.ops.aten.embedding.default:
+            table, rows = args[0], args[1].flatten().tolist()
+            if len(rows) == 2 and rows[1] == rows[0] + 1:
+                count = len(table) - rows[0]
+                self.limit = count if self.limit is None else min(self.limit, count)
+        return func(*args, **(kwargs or {}))
 
 
 def explain(error: Exception) -> str:

@@ -10,7 +10,6 @@ from folovllm.attention.sdpa import SdpaBackend
 from folovllm.config import EngineConfig, ModelConfig, SchedulerConfig
 from folovllm.engine import resolve
 from folovllm.engine.resolve import (
-    asked_max_model_len,
     device_reason,
     dtype_reason,
     graph_maker,
@@ -20,6 +19,8 @@ from folovllm.engine.resolve import (
     resolve_max_model_len,
     resolve_stop_token_ids,
 )
+from folovllm.errors import ConfigError
+from folovllm.loading.length import PositionLimit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -72,17 +73,20 @@ def test_block_size(monkeypatch):
     assert resolve_block_size(config().cache_config, SdpaBackend()) == (32, reason)
 
 
-def length_of(model=None, scheduler=None, longest=64):
-    """The length as the loader would fill it in, resolved."""
+ASKED_LENGTH = "asked for (argument max_model_len)"
+
+
+def length_of(model=None, scheduler=None, longest=64, tokenizer=10**30, limit=None):
+    """The length of a model that has so many positions, resolved."""
     configured = EngineConfig(
         model_config=ModelConfig(model="m", max_model_len=model),
         scheduler_config=SchedulerConfig(max_model_len=scheduler),
     )
-    text = SimpleNamespace(max_position_embeddings=longest)
+    text = SimpleNamespace(max_position_embeddings=longest, model_type="some")
     hf_model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
     loaded = SimpleNamespace(
-        model=SimpleNamespace(model=hf_model),
-        max_model_len=asked_max_model_len(configured) or longest or 2048,
+        model=SimpleNamespace(model=hf_model, name="Some (some)", position_limit=limit),
+        tokenizer=SimpleNamespace(model_max_length=tokenizer),
     )
     return resolve_max_model_len(configured, loaded)
 
@@ -92,6 +96,10 @@ def length_of(model=None, scheduler=None, longest=64):
     [
         ({}, (64, "the checkpoint's max_position_embeddings")),
         ({"longest": None}, (2048, "the default: the checkpoint names no max_position_embeddings")),
+        ({"tokenizer": 20}, (20, "the tokenizer's model_max_length")),
+        ({"limit": PositionLimit(20, "no more")}, (20, "the model: no more")),
+        ({"model": 20, "limit": PositionLimit(20, "no more")}, (20, ASKED_LENGTH)),
+        ({"model": 99, "tokenizer": 20}, (99, ASKED_LENGTH)),  # the loader warns of the 64
         ({"model": 9}, (9, "asked for (argument max_model_len)")),
         ({"scheduler": 9}, (9, "asked for (argument max_model_len)")),
         ({"model": 9, "scheduler": 9}, (9, "asked for (argument max_model_len)")),
@@ -108,6 +116,15 @@ def length_of(model=None, scheduler=None, longest=64):
 )
 def test_the_longest_sequence(given, expected):
     assert length_of(**given) == expected
+
+
+@pytest.mark.parametrize("part", ["model", "scheduler"])
+def test_positions_that_a_model_does_not_have_are_refused(part):
+    limit = PositionLimit(20, "it has learned 20 positions")
+    with pytest.raises(
+        ConfigError, match=r"max_model_len: got 21; Some \(some\) takes 1 to 20: it has learned 20"
+    ):
+        length_of(**{part: 21}, limit=limit)
 
 
 def test_why_the_model_is_where_it_is():

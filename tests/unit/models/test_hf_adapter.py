@@ -9,10 +9,12 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from folovllm.attention.backend import AttentionOptions, LayerAttention, LayerSpec
 from folovllm.errors import ModelLoadError
+from folovllm.loading.length import PositionLimit
 from folovllm.models.hf_adapter import (
     LayerRecorder,
     PagedModel,
-    _rope_by_length,
+    _fix_rope,
+    _smaller_limit,
     _windowed_layers,
     paged_attention,
 )
@@ -155,25 +157,64 @@ def test_refuses_a_forward_without_keyword_arguments(monkeypatch):
     refuse(model, r"llama.*does not hand keyword arguments on.*unexpected.*'attention_step'")
 
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.5] * 2,
+    "long_factor": [4.0] * 2,
+    "original_max_position_embeddings": 16,
+}
+
+
 @pytest.mark.parametrize(
-    ("rope", "refused"),
+    ("family", "options", "limit", "why"),
     [
-        (None, False),
-        ({}, False),
-        ({"rope_type": "default", "rope_theta": 1e4}, False),
-        ({"rope_type": "yarn", "factor": 2.0}, False),
-        ({"rope_type": "llama3", "factor": 2.0}, False),
-        ({"rope_type": "dynamic", "factor": 2.0}, True),
-        ({"rope_type": "longrope"}, True),
-        ({"full_attention": {"rope_type": "default"}, "sliding_attention": {}}, False),
-        ({"full_attention": {"rope_type": "longrope"}, "sliding_attention": {}}, True),
+        ("llama", {}, None, None),
+        ("gpt2", {}, 32, "learned 32 positions"),
+        ("opt", {}, 32, "learned 32 positions"),  # its table has two rows more
+        ("llama", {"rope_parameters": DYNAMIC}, 32, "'dynamic' change with the longest"),
+        ("llama", {"rope_parameters": LONGROPE}, 16, "'longrope' change with the longest"),
     ],
     ids=str,
 )
-def test_positions_by_length(rope, refused):
-    config = AutoConfig.for_model("llama", **SMALL)
-    config.rope_parameters = rope
-    assert (_rope_by_length(config) is not None) is refused
+def test_how_many_positions_there_are(family, options, limit, why):
+    found = PagedModel(make(family, **options)).position_limit
+    assert (found and found.count) == limit
+    assert found is None or why in found.why
+
+
+def test_of_two_limits_the_first_holds():
+    rope = PositionLimit(9, "rope")
+    assert _smaller_limit(None, None) is None
+    assert _smaller_limit(None, rope) is rope
+    assert _smaller_limit(10, rope) is rope
+    assert _smaller_limit(8, rope).count == _smaller_limit(8, None).count == 8
+
+
+@pytest.mark.parametrize("rope", [DYNAMIC, LONGROPE], ids=lambda rope: rope["rope_type"])
+def test_frequencies_stay_whatever_a_batch_holds(rope):
+    model = PagedModel(make(rope_parameters=rope))
+    rotary = model.model.model.rotary_emb
+    before = rotary.inv_freq.clone()
+    positions = torch.tensor([0, 500])
+    with torch.inference_mode():
+        model.forward(torch.tensor([3, 3]), positions, Recorder(), positions[:1])
+    assert torch.equal(rotary.inv_freq, before)
+    assert torch.equal(rotary.inv_freq, rotary.original_inv_freq)
+
+
+def test_frequencies_of_each_kind_of_layer_stay():
+    model = make()
+    model.model.rotary_emb.rope_type = {"full_attention": "longrope", "other": "default"}
+    _fix_rope(model)
+    assert model.model.rotary_emb.rope_type == {"full_attention": "default", "other": "default"}
+
+
+def test_refuses_rotary_positions_without_a_length():
+    model = make()
+    model.config.rope_parameters = {"rope_type": "longrope"}
+    refuse(model, "does not say up to which length its rotary positions hold")
 
 
 @pytest.mark.parametrize(
