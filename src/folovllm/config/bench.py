@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from folovllm.config.settings import Settings
 
+MOST = 10**7
+"""The largest length, number, rate or time that a benchmark takes."""
+
 
 def _split(value: Any) -> Any:
     """A variable's "1, 2, 4" as what it stands for."""
@@ -27,15 +30,17 @@ class Range:
         """Read "128" or "16-256".
 
         Raises:
-            ValueError: it is neither, or a length is below 1.
+            ValueError: it is neither, or a length is below 1 or above `MOST`.
         """
         low, dash, high = text.partition("-")
         try:
             parsed = cls(int(low), int(high) if dash else int(low))
         except ValueError:
             parsed = cls(0, 0)
-        if not 1 <= parsed.low <= parsed.high:
-            raise ValueError(f"a length like 128, or a range like 16-256, got {text!r}")
+        if not 1 <= parsed.low <= parsed.high <= MOST:
+            raise ValueError(
+                f"a length like 128, or a range like 16-256, from 1 to {MOST}, got {text!r}"
+            )
         return parsed
 
     def draw(self, rng: random.Random) -> int:
@@ -53,9 +58,9 @@ def _checked(value: str) -> str:
 
 
 Length = Annotated[str, AfterValidator(_checked)]
-Counts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_split)]
-Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+Counts = Annotated[tuple[Annotated[int, Field(gt=0, le=MOST)], ...], BeforeValidator(_split)]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0, le=MOST)], ...], BeforeValidator(_split)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST)]
 
 
 class LatencyConfig(Settings):
@@ -95,7 +100,7 @@ class RequestsConfig(Settings):
 class ThroughputConfig(Settings):
     """What `folovllm bench throughput` measures."""
 
-    bench_requests: Annotated[int, Field(gt=0)] | None = Field(
+    bench_requests: Annotated[int, Field(gt=0, le=MOST)] | None = Field(
         None, description="Number of requests that are there at once; unset, 32"
     )
     bench_workload: str | None = Field(

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 else:
     DType = Annotated[Any, PlainValidator(_check_dtype)]
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=2**31 - 1)]  # positions and blocks have 32 bits
+Gibibytes = Annotated[float, Field(le=2**20)]
 # Linux has no longer path (PATH_MAX), and the hub no longer name.
 NonEmptyStr = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -137,20 +138,20 @@ class ModelConfig(Settings):
 class CacheConfig(Settings):
     """The paged key-value cache."""
 
-    block_size: PositiveInt = Field(
+    block_size: Annotated[int, Field(gt=0, le=2**20)] = Field(
         16, description="Tokens in a block of the KV cache; unset, `flash` attention takes 256"
     )
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of the GPU's memory to use, above 0 and at most 1"
     )
-    cpu_kvcache_space: Annotated[float, Field(gt=0)] | None = Field(
+    cpu_kvcache_space: Annotated[Gibibytes, Field(gt=0)] | None = Field(
         None,
         description="Size of the KV cache on a CPU, in GiB; unset, 4 or half of the free memory",
     )
     num_gpu_blocks_override: PositiveInt | None = Field(
         None, description="Blocks in the KV cache, in place of what memory would allow"
     )
-    swap_space: Annotated[float, Field(ge=0)] = Field(
+    swap_space: Annotated[Gibibytes, Field(ge=0)] = Field(
         4.0, description="Host memory for swapped-out blocks, in GiB"
     )
     enable_prefix_caching: bool = Field(
@@ -172,7 +173,9 @@ class SchedulerConfig(Settings):
     max_num_batched_tokens: PositiveInt | None = Field(
         None, description="Most tokens in one step; unset, the engine chooses"
     )
-    max_num_seqs: PositiveInt = Field(256, description="Most sequences in one step")
+    max_num_seqs: Annotated[int, Field(gt=0, le=2**20)] = Field(
+        256, description="Most sequences in one step"
+    )
     max_model_len: PositiveInt | None = Field(
         None, description="Longest sequence in tokens; unset, the model's"
     )
@@ -219,7 +222,7 @@ class RuntimeConfig(Settings):
 class BenchConfig(Settings):
     """What `folovllm bench` does, beyond the engine that it measures."""
 
-    bench_rounds: PositiveInt | None = Field(
+    bench_rounds: Annotated[int, Field(gt=0, le=10**6)] | None = Field(
         None, description="Samples of each case, taken in turn; unset, what suits the benchmark"
     )
     bench_json: Path | None = Field(None, description="File for the raw results")

@@ -17,7 +17,9 @@ class BlockPool:
     (`vllm/v1/core/block_pool.py`).
 
     The queue is a ring of links through two lists, so that a block in its middle is taken out in
-    constant time; the null block, which is never in it, is both its ends.
+    constant time; the null block, which is never in it, is both its ends. Blocks that were never
+    handed out stand before all of the ring, in the order of their ids, and are in no list yet:
+    a pool of any size costs as much memory as the blocks of it that were used.
 
     Args:
         num_blocks: all blocks, the null block among them.
@@ -25,16 +27,17 @@ class BlockPool:
     Attributes:
         num_usable_blocks: how many can be owned.
         num_free_blocks: how many of them are free now.
-        ref_counts: the number of owners, by block id; read it, and change it by the methods.
+        ref_counts: the number of owners, by block id, of the blocks that were ever handed out;
+            read it, and change it by the methods.
     """
 
     def __init__(self, num_blocks: int) -> None:
         """Make a pool in which every block is free."""
         self.num_usable_blocks = self.num_free_blocks = num_blocks - 1
-        self.ref_counts = [0] * num_blocks
-        self._next = [*range(1, num_blocks), NULL_BLOCK]
-        self._previous = [num_blocks - 1, *range(num_blocks - 1)]
-        self._hashes: list[bytes | None] = [None] * num_blocks
+        self.ref_counts = [0]
+        self._next = [NULL_BLOCK]
+        self._previous = [NULL_BLOCK]
+        self._hashes: list[bytes | None] = [None]
         self._by_hash: dict[bytes, int] = {}
 
     def get_new_blocks(self, count: int) -> list[int]:
@@ -45,14 +48,27 @@ class BlockPool:
         """
         if count > self.num_free_blocks:
             raise RuntimeError(f"{count} blocks asked of {self.num_free_blocks} free ones")
-        block_ids = []
-        for _ in range(count):
+        block_ids = self._get_unused_blocks(count)
+        for _ in range(count - len(block_ids)):
             block_id = self._next[NULL_BLOCK]
             self._unlink(block_id)
             self.drop_hash(block_id)
             self.ref_counts[block_id] = 1
             block_ids.append(block_id)
         return block_ids
+
+    def _get_unused_blocks(self, count: int) -> list[int]:
+        """Hand out blocks that nobody had before, as many of `count` as there are."""
+        first = len(self.ref_counts)
+        count = min(count, self.num_usable_blocks + 1 - first)
+        if count <= 0:
+            return []
+        self.ref_counts += [1] * count
+        self._next += [NULL_BLOCK] * count
+        self._previous += [NULL_BLOCK] * count
+        self._hashes += [None] * count
+        self.num_free_blocks -= count
+        return list(range(first, first + count))
 
     def share(self, block_ids: Iterable[int]) -> None:
         """Add an owner to each block, which may be a free one found by its hash."""
@@ -113,7 +129,7 @@ class BlockPool:
         if owners[NULL_BLOCK]:
             raise RuntimeError("the null block is owned")
         if unknown := [block_id for block_id in owners if block_id >= len(self.ref_counts)]:
-            raise RuntimeError(f"blocks {unknown} are owned and do not exist")
+            raise RuntimeError(f"blocks {unknown} are owned and were never handed out")
         hashes = {h: i for i, h in enumerate(self._hashes) if h is not None}
         if hashes != self._by_hash:
             raise RuntimeError("the hashes of the blocks and the blocks of the hashes differ")
@@ -129,8 +145,9 @@ class BlockPool:
             last, block_id = block_id, self._next[block_id]
         if block_id != NULL_BLOCK or self._previous[NULL_BLOCK] != last:
             raise RuntimeError("the queue of free blocks is no ring")
-        if len(queued) != self.num_free_blocks:
-            raise RuntimeError(f"{len(queued)} blocks are queued, {self.num_free_blocks} counted")
+        num_free = len(queued) + self.num_usable_blocks + 1 - len(self.ref_counts)
+        if num_free != self.num_free_blocks:
+            raise RuntimeError(f"{num_free} blocks are free, {self.num_free_blocks} counted")
         return queued
 
     def _append(self, block_id: int) -> None:

@@ -6,6 +6,7 @@ from folovllm.attention.backend import AttentionBackend
 from folovllm.config import EngineConfig
 from folovllm.config.setup import Resolved, reason_of
 from folovllm.errors import ConfigError
+from folovllm.machine.memory import available_memory
 from folovllm.models.hf_adapter import PagedModel
 from folovllm.worker.kv_cache import GIB, bytes_per_block, cpu_cache_bytes
 from folovllm.worker.memory import Profile, profile_gpu
@@ -96,7 +97,7 @@ def resolve_num_blocks(demand: CacheDemand, free: int, source: str) -> Resolved[
         source: why it may take them.
 
     Raises:
-        ConfigError: not even one sequence has room.
+        ConfigError: not even one block has room, or fewer than were asked for.
     """
     cache, longest = demand.config.cache_config, demand.blocks_of_longest
     # More than every sequence at its longest could never be used.
@@ -104,6 +105,7 @@ def resolve_num_blocks(demand: CacheDemand, free: int, source: str) -> Resolved[
     count, why = free // demand.block_bytes, source
     if cache.num_gpu_blocks_override is not None:
         count, why = cache.num_gpu_blocks_override, reason_of(cache, "num_gpu_blocks_override")
+        _check_memory(demand, count)
     elif count > usable:
         count, why = usable, f"all that {demand.max_num_seqs} sequences can use"
     if count < 2:
@@ -115,6 +117,16 @@ def resolve_num_blocks(demand: CacheDemand, free: int, source: str) -> Resolved[
     room = (count - 1) / longest
     size = f"{count * demand.block_bytes / GIB:.2f} GiB"
     return count, f"{why}: {size}, {room:.1f} sequences of {demand.max_model_len} tokens"
+
+
+def _check_memory(demand: CacheDemand, count: int) -> None:
+    """Refuse blocks that a CPU's memory has no room for: it would be missed in use alone."""
+    size, free = count * demand.block_bytes, available_memory()
+    if demand.model.device.type == "cpu" and size > free:
+        raise ConfigError(
+            f"num_gpu_blocks_override: got {count}; so many blocks take {size / GIB:.1f} GiB, and "
+            f"{free / GIB:.1f} GiB of memory are free: 2 to {free // demand.block_bytes} are taken"
+        )
 
 
 def resolve_host_blocks(demand: CacheDemand, profile: Profile | None) -> Resolved[int]:

@@ -159,6 +159,14 @@ REFUSED = [
     (CacheConfig, "block_size", "0", "> 0"),
     (CacheConfig, "block_size", "-16", "> 0"),
     (CacheConfig, "block_size", "abc", "> 0"),
+    (CacheConfig, "block_size", str(10**9), "> 0 and <= 1048576"),
+    (CacheConfig, "num_gpu_blocks_override", str(10**10), "> 0 and <= 2147483647"),
+    (CacheConfig, "num_gpu_blocks_override", str(10**30), "> 0 and <= 2147483647"),
+    (CacheConfig, "cpu_kvcache_space", "1e300", "> 0 and <= 1048576"),
+    (CacheConfig, "swap_space", "1e300", ">= 0 and <= 1048576"),
+    (ModelConfig, "max_model_len", str(10**18), "> 0 and <= 2147483647"),
+    (SchedulerConfig, "max_num_batched_tokens", str(10**18), "> 0 and <= 2147483647"),
+    (SchedulerConfig, "max_num_seqs", str(10**9), "> 0 and <= 1048576"),
     (CacheConfig, "block_size", "1.5", "> 0"),
     (CacheConfig, "gpu_memory_utilization", "0", "> 0 and <= 1"),
     (CacheConfig, "gpu_memory_utilization", "1.01", "> 0 and <= 1"),
@@ -269,6 +277,25 @@ def test_other_torch_dtypes_are_refused(name):
 @pytest.mark.parametrize("value", [None, 16, "", "FLOAT16", "torch.float16", b"half", float])
 def test_other_dtypes_are_refused(value):
     assert "dtype: got" in refusal(ModelConfig, model="m", dtype=value)
+
+
+def numbers(schema):
+    """The parts of a field's schema that take numbers."""
+    parts = [schema, *schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else [])]
+    nested = [each for part in parts[1:] for each in numbers(part)]
+    return [part for part in parts[:1] if part.get("type") in {"integer", "number"}] + nested
+
+
+def test_every_number_has_two_limits():
+    count = 0
+    for cls in CONFIG_CLASSES:
+        for name, schema in cls.model_json_schema()["properties"].items():
+            for part in numbers(schema):
+                lower = {"minimum", "exclusiveMinimum"} & part.keys()
+                upper = {"maximum", "exclusiveMaximum"} & part.keys()
+                assert (len(lower), len(upper)) == (1, 1), f"{cls.__name__}.{name}: {part}"
+                count += 1
+    assert count > 12
 
 
 # Where values come from
@@ -718,7 +745,9 @@ def test_an_assignment_is_checked():
     config.block_size = 32
     assert config.block_size == 32
     message = refusal(setattr, config, "block_size", 0)
-    assert message == "block_size: got 0; input should be greater than 0 (accepted: > 0)"
+    assert message == (
+        "block_size: got 0; input should be greater than 0 (accepted: > 0 and <= 1048576)"
+    )
     assert config.block_size == 32
 
 

@@ -69,6 +69,16 @@ def test_blocks_that_were_asked_for(free):
     assert why.startswith("asked for (argument num_gpu_blocks_override): ")
 
 
+def test_more_blocks_than_there_is_memory_for(free, monkeypatch):
+    free(100 * BLOCK)
+    monkeypatch.setattr(cache_size, "available_memory", lambda: 200 * BLOCK)
+    assert blocks_of(num_gpu_blocks_override=200)[0] == (200, 0)
+    with pytest.raises(
+        ConfigError, match=r"num_gpu_blocks_override: got 201; .* GiB .*: 2 to 200 are taken"
+    ):
+        blocks_of(num_gpu_blocks_override=201)
+
+
 @pytest.mark.parametrize("size", [2 * BLOCK - 1, 0, -(10**9)])
 def test_no_room(free, size):
     free(size)
