@@ -11,7 +11,6 @@ from folovllm.core.request_queue import RequestQueue
 from folovllm.core.step_builder import StepBuilder
 from folovllm.core.stopping import End, StopRules
 from folovllm.core.token_reader import Logprobs, NoReader, TokenReader
-from folovllm.errors import ConfigError
 from folovllm.request import Request, Sequence, SequenceStatus
 
 
@@ -39,24 +38,16 @@ class Scheduler:
     not returned when the last one has ended.
 
     Args:
-        setup: the limits, the policy and the ids that end a sequence.
+        setup: the limits, the policy and the ids that end a sequence. Without chunked prefill
+            the tokens of a step are at least as many as those of the longest sequence.
         cache: the blocks.
 
     Attributes:
         num_preemptions: how often a running sequence gave up its blocks.
-
-    Raises:
-        ConfigError: a whole prompt may not fit a step, and must not be split.
     """
 
     def __init__(self, setup: EngineSetup, cache: KVCacheManager) -> None:
         """Make a scheduler with nothing to do."""
-        if not setup.enable_chunked_prefill and setup.max_num_batched_tokens < setup.max_model_len:
-            raise ConfigError(
-                f"max_num_batched_tokens: got {setup.max_num_batched_tokens}; with "
-                f"enable_chunked_prefill=False it must be at least max_model_len, "
-                f"{setup.max_model_len}, for the longest prompt to fit in a step"
-            )
         self.num_preemptions = 0
         self._setup = setup
         self._cache = cache

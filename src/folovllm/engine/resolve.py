@@ -59,7 +59,7 @@ def resolve(config: EngineConfig, loaded: LoadedModel) -> tuple[EngineSetup, Gra
         measured what the graphs will take.
 
     Raises:
-        ConfigError: there is no room for the cache.
+        ConfigError: there is no room for the cache, or settings contradict each other.
     """
     model, attention = loaded.model, loaded.attention[0]
     block_size = resolve_block_size(config.cache_config, attention)
@@ -103,19 +103,31 @@ def _from_model(config: ModelConfig, loaded: LoadedModel) -> dict[str, Resolved[
     model, (attention, why) = loaded.model, loaded.attention
     if config.attention_backend is not None:
         why = reason_of(config, "attention_backend")
-    count = sum(loaded.linear_backends.values())
     return {
         "device": (model.device, device_reason(loaded.asked_device, model.device)),
         "dtype": (model.dtype, dtype_reason(config, model.device)),
         "kv_cache_dtype": (model.dtype, "the model's"),
         "attention_backend": (attention.name, why),
-        "linear_backends": (loaded.linear_backends, f"the first that serve the {count} layers"),
+        "linear_backends": resolve_linear_backends(config, loaded.linear_backends),
         "vocab_size": (model.vocab_size, "the rows of the model's input embedding"),
         "eos_token_id": (loaded.tokenizer.eos_token_id, "the tokenizer's"),
         "stop_token_ids": resolve_stop_token_ids(
             loaded.generation_config, loaded.tokenizer.eos_token_id
         ),
     }
+
+
+def resolve_linear_backends(
+    config: ModelConfig, counts: Mapping[str, int]
+) -> Resolved[Mapping[str, int]]:
+    """Return how many linear layers each backend computes."""
+    asked = config.linear_backend
+    if asked is None:
+        return counts, f"the first that serve the {sum(counts.values())} layers"
+    reason = reason_of(config, "linear_backend")
+    if others := sum(count for name, count in counts.items() if name != asked):
+        reason += f", but for {others} layers that the model's code reads"
+    return counts, reason
 
 
 def asked_max_model_len(config: EngineConfig) -> int | None:
@@ -172,9 +184,20 @@ def resolve_block_size(config: CacheConfig, attention: AttentionBackend) -> Reso
 def resolve_batched_tokens(
     config: SchedulerConfig, device_type: str, max_model_len: int
 ) -> Resolved[int]:
-    """Return the most tokens in a step."""
-    if config.max_num_batched_tokens is not None:
-        return config.max_num_batched_tokens, reason_of(config, "max_num_batched_tokens")
+    """Return the most tokens in a step.
+
+    Raises:
+        ConfigError: a whole prompt may not fit a step, and must not be split.
+    """
+    asked = config.max_num_batched_tokens
+    if asked is not None:
+        if not config.enable_chunked_prefill and asked < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens: got {asked}; with enable_chunked_prefill=False it must "
+                f"be at least max_model_len, {max_model_len}, for the longest prompt to fit in a "
+                "step"
+            )
+        return asked, reason_of(config, "max_num_batched_tokens")
     suitable = DEFAULT_BATCHED_TOKENS.get(device_type, 2048)
     if not config.enable_chunked_prefill and max_model_len > suitable:
         return max_model_len, "max_model_len: without chunks a whole prompt must fit"

@@ -1,7 +1,6 @@
 import pytest
 
 from folovllm.core.plan import StepPlan, StepResult
-from folovllm.errors import ConfigError
 from folovllm.outputs import Logprob
 from folovllm.request import Request, RequestStatus, SequenceStatus
 from folovllm.sampling_params import SamplingParams
@@ -90,11 +89,6 @@ class TestBudget:
         w.step()
         assert shares(w.step()) == {"r2-0": 1}
         assert w.scheduler.has_unfinished_requests()
-
-    def test_a_budget_below_the_longest_prompt_needs_chunks(self, world):
-        with pytest.raises(ConfigError, match=r"max_num_batched_tokens: got 63.*max_model_len, 64"):
-            world(chunked=False, budget=63)
-        world(chunked=True, budget=1)
 
 
 class TestAddRequest:

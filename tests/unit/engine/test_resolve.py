@@ -16,6 +16,7 @@ from folovllm.engine.resolve import (
     resolve_batched_tokens,
     resolve_block_size,
     resolve_graph_sizes,
+    resolve_linear_backends,
     resolve_max_model_len,
     resolve_stop_token_ids,
 )
@@ -51,13 +52,36 @@ WHOLE = "max_model_len: without chunks a whole prompt must fit"
         ({"max_num_batched_tokens": 7}, "cpu", (7, ASKED)),
         ({"enable_chunked_prefill": False}, "cpu", (4096, WHOLE)),
         ({"enable_chunked_prefill": False}, "cuda", (8192, "what suits a GPU")),
-        ({"enable_chunked_prefill": False, "max_num_batched_tokens": 9}, "cpu", (9, ASKED)),
+        ({"enable_chunked_prefill": False, "max_num_batched_tokens": 4096}, "cpu", (4096, ASKED)),
     ],
     ids=str,
 )
 def test_tokens_of_a_step(options, device, expected):
     scheduler_config = config(**options).scheduler_config
     assert resolve_batched_tokens(scheduler_config, device, 4096) == expected
+
+
+def test_a_budget_below_the_longest_prompt_needs_chunks():
+    whole = config(enable_chunked_prefill=False, max_num_batched_tokens=63).scheduler_config
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens: got 63.*max_model_len, 64"):
+        resolve_batched_tokens(whole, "cpu", 64)
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts", "reason"),
+    [
+        (None, {"onednn": 7, "plain": 2}, "the first that serve the 9 layers"),
+        ("plain", {"plain": 9}, "asked for (argument linear_backend)"),
+        (
+            "onednn",
+            {"onednn": 7, "plain": 2},
+            "asked for (argument linear_backend), but for 2 layers that the model's code reads",
+        ),
+    ],
+)
+def test_what_computes_linear_layers(asked, counts, reason):
+    options = {} if asked is None else {"linear_backend": asked}
+    assert resolve_linear_backends(config(**options).model_config, counts) == (counts, reason)
 
 
 def test_block_size(monkeypatch):
