@@ -47,6 +47,7 @@ _HARMLESS: dict[str, tuple[object, ...] | None] = {
     "output_attentions": (False,),
     "output_hidden_states": _ANY,  # is between the model and its caller, as the next
     "output_router_logits": _ANY,
+    "logits_to_keep": _ANY,
     "deterministic": _ANY,  # the order of flash-attn's sums in training
 }
 """Arguments of attention that change nothing here, and with which values."""
@@ -147,9 +148,10 @@ class PagedModel:
         parameters = inspect.signature(model.forward).parameters
         self.selects_logits = "logits_to_keep" in parameters
         _fix_rope(model)
-        tables = PositionTables()
+        positions = torch.arange(2, device=self.device)
+        tables = PositionTables(positions)
         with watch_weights(model) as self.weights_read, tables:
-            self.attention = self._find_layers()
+            self.attention = self._find_layers(positions)
         self.position_limit = _smaller_limit(tables.limit, rope_limit(model.config))
 
     @property
@@ -196,12 +198,11 @@ class PagedModel:
             self.model.set_attn_implementation(ATTENTION_NAME)
 
     @torch.inference_mode()
-    def _find_layers(self) -> list[LayerAttention]:
+    def _find_layers(self, positions: torch.Tensor) -> list[LayerAttention]:
         recorder = LayerRecorder()
-        ids = torch.zeros(2, dtype=torch.long, device=self.device)
-        positions = torch.arange(2, device=self.device)
+        ids = torch.zeros_like(positions)
         try:
-            self.forward(ids, positions, recorder, positions[-1:])
+            self.forward(ids, positions, recorder, torch.ones_like(ids[:1]))
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.name}: {error}") from error
         except Exception as error:
@@ -332,4 +333,4 @@ def _smaller_limit(table: int | None, rope: PositionLimit | None) -> PositionLim
     """Return the limit of a learned table or of rotary positions, whichever comes first."""
     if table is None or (rope is not None and rope.count <= table):
         return rope
-    return PositionLimit(table, f"it has learned {table} positions and has none beyond them")
+    return PositionLimit(table, f"its table has {table} positions, and none beyond them")

@@ -65,16 +65,21 @@ def watch_weights(model: nn.Module) -> Iterator[set[nn.Module]]:
 class PositionTables(TorchDispatchMode):
     """Finds tables of learned positions in a run on two tokens, with the same id and side by side.
 
-    What looks up two consecutive rows then looks up positions. Families number them from
-    another row than 0 (OPT from 2), which the first row tells.
+    An embedding that is asked for two consecutive rows then looks up positions. Families number
+    them from another row than 0 (OPT from 2), which the first row tells. What is indexed with
+    the positions themselves is a table too (CTRL's sines).
+
+    Args:
+        positions: what the model is given.
 
     Attributes:
         limit: how many positions the smallest table has; None where there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, positions: torch.Tensor) -> None:
         """Nothing seen yet."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._positions = positions.untyped_storage().data_ptr()
         self.limit: int | None = None
 
     def __torch_dispatch__(
@@ -84,13 +89,24 @@ class PositionTables(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Compute what is asked for, and look at what embeddings are asked."""
+        """Compute what is asked for, and look at what is looked up."""
         if func is torch.ops.aten.embedding.default:
-            table, rows = args[0], args[1].flatten().tolist()
+            rows = args[1].flatten().tolist()
             if len(rows) == 2 and rows[1] == rows[0] + 1:
-                count = len(table) - rows[0]
-                self.limit = count if self.limit is None else min(self.limit, count)
+                self._note(len(args[0]) - rows[0])
+        elif func is torch.ops.aten.index.Tensor:
+            for size, index in zip(args[0].shape, args[1], strict=False):
+                if index is not None and self._are_positions(index):
+                    self._note(size)
+        elif func is torch.ops.aten.index_select.default and self._are_positions(args[2]):
+            self._note(args[0].shape[args[1]])
         return func(*args, **(kwargs or {}))
+
+    def _are_positions(self, index: torch.Tensor) -> bool:
+        return index.untyped_storage().data_ptr() == self._positions
+
+    def _note(self, count: int) -> None:
+        self.limit = count if self.limit is None else min(self.limit, count)
 
 
 def explain(error: Exception) -> str:

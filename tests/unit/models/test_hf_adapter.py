@@ -171,8 +171,9 @@ LONGROPE = {
     ("family", "options", "limit", "why"),
     [
         ("llama", {}, None, None),
-        ("gpt2", {}, 32, "learned 32 positions"),
-        ("opt", {}, 32, "learned 32 positions"),  # its table has two rows more
+        ("gpt2", {}, 32, "table has 32 positions"),
+        ("opt", {}, 32, "table has 32 positions"),  # and two rows more
+        ("ctrl", {"dff": 24}, 32, "table has 32 positions"),  # of sines
         ("llama", {"rope_parameters": DYNAMIC}, 32, "'dynamic' change with the longest"),
         ("llama", {"rope_parameters": LONGROPE}, 16, "'longrope' change with the longest"),
     ],
