@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from folovllm.utils.checks import (
     check_bool,
+    check_dict,
     check_float,
     check_int,
     check_strings,
@@ -14,6 +16,11 @@ from folovllm.utils.checks import (
     check_type,
     refuse,
 )
+
+_MOST_OUTPUTS = 16384
+"""Of one request: each is a sequence with a copy of the prompt. vLLM's limit
+(`VLLM_MAX_N_SEQUENCES`)."""
+_OUTPUTS = f"an integer >= 1 and <= {_MOST_OUTPUTS}"
 
 
 class SamplingType(IntEnum):
@@ -47,19 +54,21 @@ class SamplingParams:
     (`vllm/v1/sample/sampler.py`): `allowed_token_ids`, `bad_words`, `min_tokens` and
     `logit_bias`, penalties, `temperature`, `min_p`, `top_k`, `top_p`.
 
-    Lists and dicts are copied, so that the caller may go on using theirs. An attribute set
-    later is not checked; `dataclasses.replace(params)` gives a checked copy.
+    Lists and dicts are copied, so that the caller may go on using theirs. An attribute that is
+    set later is checked when a request is added, which then keeps a copy: what changes after
+    that does not concern it. `checked_copy` is that check.
 
     Attributes:
         n: outputs to return for the prompt.
         best_of: outputs to generate, of which the `n` with the highest cumulative log
-            probability are returned; None in the constructor means `n`.
+            probability are returned; None, in the constructor or set later, is as many as `n`
+            says at any time.
         temperature: p = softmax(z / temperature); 0 is greedy: the most likely token, whatever
             `min_p`, `top_k` and `top_p` say.
         top_p: keep the fewest most likely tokens whose probabilities add up to at least this
             (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751); 1 keeps all.
         top_k: keep this many of the most likely tokens (Fan et al. 2018, arXiv:1805.04833);
-            -1 keeps all.
+            -1, or 0 in the constructor, keeps all.
         min_p: keep tokens with p >= min_p * max(p) (Nguyen et al. 2024, arXiv:2407.01082);
             0 keeps all.
         presence_penalty: z -= penalty for each token seen in the output (OpenAI's API).
@@ -93,7 +102,7 @@ class SamplingParams:
     """
 
     n: int
-    best_of: int
+    best_of: int  # a `_BestOf`, set below
     temperature: float
     top_p: float
     top_k: int
@@ -161,8 +170,8 @@ class SamplingParams:
                 the message names the field, the value and what is accepted.
             NotImplementedError: `use_beam_search` is True.
         """
-        self.n = check_int("n", n, 1)
-        self.best_of = self.n if best_of is None else _check_best_of(best_of, self.n)
+        self.n = check_int("n", n, 1, _MOST_OUTPUTS, accepted=_OUTPUTS)
+        self.best_of = _check_best_of(best_of, self.n)
         self.temperature = check_float("temperature", temperature, 0)
         self.top_p = check_float("top_p", top_p, 0, 1, open_low=True)
         self.top_k = _check_top_k(top_k)
@@ -217,6 +226,24 @@ class SamplingParams:
         if self.stop and not self.detokenize:
             refuse("stop", self.stop, "empty with detokenize=False: there is no text to search")
 
+    def checked_copy(self, **changes: Any) -> "SamplingParams":
+        """Return a copy that shares nothing, its values checked as the constructor does.
+
+        Unlike `dataclasses.replace`, it is a plain `SamplingParams` and says what is missing.
+
+        Args:
+            **changes: values that differ in the copy.
+
+        Raises:
+            ValueError: a value, which may have been set without a check, is wrong.
+            NotImplementedError: `use_beam_search` is True.
+        """
+        try:
+            values = dict(zip(_NAMES, _read_all(self), strict=True))
+        except AttributeError as error:
+            raise ValueError(f"sampling_params must have all of its fields: {error}") from error
+        return SamplingParams(**{**values, **changes})
+
     @property
     def sampling_type(self) -> SamplingType:
         """GREEDY exactly when the temperature is 0."""
@@ -233,16 +260,49 @@ class SamplingParams:
         return f"SamplingParams({', '.join(changed)})"
 
 
-def _check_best_of(best_of: int, n: int) -> int:
-    return check_int("best_of", best_of, n, accepted=f"None or an integer >= {n} (n)")
+class _AsManyAsN(int):
+    """A `best_of` that nobody gave: the number that `n` is, and None to the constructor.
+
+    So `dataclasses.replace(params, n=3)`, which hands the constructor every attribute as it
+    reads, and `SamplingParams(**{**asdict(params), "n": 3})` don't mistake it for a wish.
+    """
+
+    __slots__ = ()
+
+
+class _BestOf:
+    """The attribute `best_of`: kept as it was given, and read as `n` where it was not."""
+
+    def __init__(self, slot: Any) -> None:
+        self._slot = slot
+
+    def __get__(self, params: SamplingParams | None, owner: type | None = None) -> Any:
+        if params is None:
+            return self
+        given = self._slot.__get__(params)
+        if given is not None:
+            return given
+        n: object = params.n  # set without a check, it is reported under its own name
+        return _AsManyAsN(n) if isinstance(n, int) else n
+
+    def __set__(self, params: SamplingParams, value: object) -> None:
+        self._slot.__set__(params, None if isinstance(value, _AsManyAsN) else value)
+
+
+# A property cannot stand in the class: a dataclass with slots would take it for a default.
+setattr(SamplingParams, "best_of", _BestOf(vars(SamplingParams)["best_of"]))  # noqa: B010
+
+
+def _check_best_of(best_of: int | None, n: int) -> Any:
+    if best_of is None or isinstance(best_of, _AsManyAsN):
+        return None
+    accepted = f"None or an integer >= {n} (n) and <= {_MOST_OUTPUTS}"
+    return check_int("best_of", best_of, n, _MOST_OUTPUTS, accepted=accepted)
 
 
 def _check_top_k(top_k: int) -> int:
-    accepted = "-1 (off) or an integer >= 1"
-    checked = check_int("top_k", top_k, -1, accepted=accepted)
-    if checked == 0:
-        refuse("top_k", top_k, accepted)
-    return checked
+    accepted = "-1 or 0 (off) or an integer >= 1"
+    return check_int("top_k", top_k, -1, accepted=accepted) or -1
 
 
 def _check_stop(stop: str | Iterable[str] | None) -> list[str]:
@@ -252,13 +312,13 @@ def _check_stop(stop: str | Iterable[str] | None) -> list[str]:
 
 
 def _check_logit_bias(logit_bias: Mapping[int, float]) -> dict[int, float]:
-    check_type("logit_bias", logit_bias, Mapping, "a dict of token ids and biases")
+    given = check_dict("logit_bias", logit_bias, "a dict of token ids and biases")
     # The range is that of OpenAI's API, to which vLLM's server clamps.
     return {
         check_int("logit_bias key", token_id, 0): check_float(
             f"logit_bias[{token_id}]", bias, -100, 100
         )
-        for token_id, bias in logit_bias.items()
+        for token_id, bias in given.items()
     }
 
 
@@ -380,4 +440,6 @@ class SamplingSpec:
         )
 
 
+_NAMES = tuple(field.name for field in fields(SamplingParams))
+_read_all = attrgetter(*_NAMES)
 _DEFAULTS = SamplingParams()

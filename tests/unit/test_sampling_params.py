@@ -1,11 +1,16 @@
 import copy
 import dataclasses
+import json
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
+from itertools import repeat
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
 from folovllm.sampling_params import RequestOutputKind, SamplingParams, SamplingType
@@ -58,7 +63,7 @@ def test_the_defaults_are_the_contract():
 @pytest.mark.parametrize(
     ("given_values", "kept"),
     [
-        ({"n": 3}, {"best_of": 3}),
+        ({"n": np.int64(2)}, {"n": 2}),
         ({"n": 2, "best_of": 5}, {"n": 2, "best_of": 5}),
         ({"best_of": 2, "n": 2, "temperature": 0}, {"best_of": 2, "temperature": 0.0}),
         ({"stop": "\n"}, {"stop": ["\n"]}),
@@ -74,7 +79,19 @@ def test_the_defaults_are_the_contract():
         ({"max_tokens": 4, "min_tokens": 4}, {"min_tokens": 4}),
         ({"temperature": 1}, {"temperature": 1.0}),
         ({"temperature": np.float32(0.5)}, {"temperature": 0.5}),
+        ({"temperature": np.array(0.5)}, {"temperature": 0.5}),
+        ({"temperature": torch.tensor(0.5)}, {"temperature": 0.5}),
+        ({"temperature": Fraction(1, 2)}, {"temperature": 0.5}),
         ({"top_k": np.int64(5)}, {"top_k": 5}),
+        ({"top_k": torch.tensor(5)}, {"top_k": 5}),
+        ({"top_k": np.array(5)}, {"top_k": 5}),
+        ({"top_k": SamplingType.RANDOM}, {"top_k": 1}),
+        ({"top_k": 0}, {"top_k": -1}),
+        ({"top_k": 10**30}, {"top_k": 10**30}),
+        ({"stop_token_ids": (i for i in (4, 5))}, {"stop_token_ids": [4, 5]}),
+        ({"stop_token_ids": torch.tensor([4, 5])}, {"stop_token_ids": [4, 5]}),
+        ({"allowed_token_ids": np.arange(2)}, {"allowed_token_ids": [0, 1]}),
+        ({"logit_bias": {np.int64(5): torch.tensor(1)}}, {"logit_bias": {5: 1.0}}),
         ({"top_k": 1}, {"top_k": 1}),
         ({"min_p": 1}, {"min_p": 1.0}),
         ({"presence_penalty": -2, "frequency_penalty": 2}, {"frequency_penalty": 2.0}),
@@ -100,8 +117,20 @@ REFUSED = [
     ("top_p", 0, "(0, 1]"),
     ("top_p", -0.5, "(0, 1]"),
     ("top_p", 1.01, "(0, 1]"),
-    ("top_k", 0, "-1 (off) or an integer >= 1"),
-    ("top_k", -2, "-1 (off) or an integer >= 1"),
+    ("n", 16385, "16384"),
+    ("best_of", 10**9, "16384"),
+    ("top_k", -2, "-1 or 0 (off) or an integer >= 1"),
+    ("top_k", torch.tensor(True), "integer"),
+    ("top_k", torch.tensor(5.0), "integer"),
+    ("top_k", torch.tensor(5, device="meta"), "integer"),
+    ("top_k", np.bool_(True), "integer"),
+    ("top_k", np.array([5]), "integer"),
+    ("temperature", torch.tensor(float("nan")), "finite"),
+    ("temperature", np.str_("1"), "number"),
+    ("temperature", Decimal(1), "number"),
+    ("stop_token_ids", np.array(5), "a list of token ids"),
+    ("stop_token_ids", torch.tensor(5), "a list of token ids"),
+    ("stop_token_ids", bytearray(b"ab"), "a list of token ids"),
     ("min_p", -0.01, "[0, 1]"),
     ("min_p", 1.01, "[0, 1]"),
     ("presence_penalty", 2.5, "[-2, 2]"),
@@ -147,8 +176,8 @@ def test_a_refusal_names_the_field_the_value_and_what_is_accepted(field, value, 
     with pytest.raises(ValueError, match=f"^{field} must be ") as error:
         SamplingParams(**{field: value})
     message = str(error.value)
-    # Only the beginning of a long value is shown.
-    assert f"got {repr(value)[:10]}" in message
+    # Only the beginning of a long value is shown; a list that cannot be read says why.
+    assert f"got {repr(value)[:10]}" in message or "reading it raised TypeError" in message
     assert accepted in message
 
 
@@ -191,6 +220,143 @@ def test_contradictions_are_refused(values, parts):
     with pytest.raises(ValueError, match="must be ") as error:
         SamplingParams(**values)
     assert all(part in str(error.value) for part in parts)
+
+
+def broken(*_):
+    yield 1
+    raise KeyError("broken")
+
+
+@pytest.mark.parametrize("field", [*ID_LISTS, *STRING_LISTS])
+def test_an_iterator_that_raises_is_refused_with_its_reason(field):
+    with pytest.raises(ValueError, match=rf"{field} must be a list of.*KeyError: 'broken'"):
+        SamplingParams(**{field: broken()})
+
+
+def test_an_iterator_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr("folovllm.utils.checks.MOST_ITEMS", 1000)
+    with pytest.raises(ValueError, match=r"stop_token_ids must be.* got more than 1000"):
+        SamplingParams(stop_token_ids=repeat(5))
+
+
+class Number(int):
+    def __int__(self):
+        raise OSError("no")
+
+    __float__ = __index__ = __repr__ = __int__
+
+
+class Word(str):
+    __slots__ = ()
+
+    def __str__(self):
+        raise OSError("no")
+
+    __len__ = __bool__ = encode = find = __repr__ = __str__
+
+
+@pytest.mark.parametrize("field", [*FLOATS, *PENALTIES, *INTS])
+def test_a_number_of_a_class_that_raises_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        SamplingParams(**{field: Number(1)})
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        SamplingParams(**{field: 10**5000 if field in FLOATS else -(10**5000)})
+
+
+@pytest.mark.parametrize("field", STRING_LISTS)
+def test_strings_are_kept_plain_and_whole(field):
+    [kept] = getattr(SamplingParams(**{field: [Word("a")]}), field)
+    assert type(kept) is str
+    assert kept == "a"
+    with pytest.raises(ValueError, match=rf"{field}\[1\] must be valid Unicode"):
+        SamplingParams(**{field: ["a", "b\ud83d"]})
+
+
+CHANGES = {
+    "temperature": "hot",
+    "top_p": "x",
+    "top_k": -5,
+    "logit_bias": {1: "x"},
+    "max_tokens": 0,
+    "best_of": 0,
+    "n": 0,
+    "stop": ["\ud83d"],
+    "bad_words": "word",
+    "seed": "s",
+    "output_kind": 1,
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_checked_copy_checks_what_was_set_without_a_check(field):
+    params = SamplingParams()
+    setattr(params, field, CHANGES[field])
+    with pytest.raises(ValueError, match=f"^{field}"):
+        params.checked_copy()
+
+
+def test_a_checked_copy_shares_nothing():
+    params = SamplingParams(stop=["a"], stop_token_ids=[1], bad_words=["b"], logit_bias={1: 1})
+    copied = params.checked_copy(seed=5)
+    for changed in (params.stop, params.stop_token_ids, params.bad_words):
+        changed.append(changed[0])
+    params.logit_bias[2] = 2
+    assert copied == SamplingParams(
+        stop=["a"], stop_token_ids=[1], bad_words=["b"], logit_bias={1: 1}, seed=5
+    )
+
+
+def test_a_checked_copy_of_what_is_not_whole():
+    with pytest.raises(ValueError, match="all of its fields"):
+        SamplingParams.__new__(SamplingParams).checked_copy()
+
+
+def test_a_checked_copy_of_a_subclass_is_plain():
+    class Mine(SamplingParams):
+        def __init__(self):
+            super().__init__(n=2)
+
+    assert type(Mine().checked_copy(top_k=3)) is SamplingParams
+
+
+class TestBestOf:
+    """What nobody gave is not kept as if somebody had."""
+
+    def test_it_follows_n(self):
+        params = SamplingParams(n=2)
+        assert params.best_of == 2
+        params.n = 5
+        assert params.best_of == 5
+        assert params == SamplingParams(n=5, best_of=5)
+        params.best_of = 7
+        assert params.best_of == 7
+        params.best_of = None
+        assert params.best_of == 5
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            dataclasses.replace,
+            SamplingParams.checked_copy,
+            lambda params, **values: SamplingParams(**{**dataclasses.asdict(params), **values}),
+            lambda params, **values: dataclasses.replace(copy.deepcopy(params), **values),
+            lambda params, **values: dataclasses.replace(copy.copy(params), **values),
+            lambda params, **values: dataclasses.replace(
+                pickle.loads(pickle.dumps(params)), **values
+            ),
+        ],
+    )
+    def test_a_copy_with_another_n(self, change):
+        assert change(SamplingParams(n=2), n=3).best_of == 3
+        assert change(SamplingParams(n=2), n=1).best_of == 1
+        assert change(SamplingParams(n=2), best_of=3).best_of == 3
+        assert change(SamplingParams(n=2, best_of=3), best_of=None).best_of == 2
+        assert change(SamplingParams(n=2), n=1, temperature=0).temperature == 0
+        with pytest.raises(ValueError, match="best_of"):
+            change(SamplingParams(n=2, best_of=3), n=4)
+
+    def test_it_reads_as_a_number(self):
+        assert f"{SamplingParams().best_of!r} {json.dumps(SamplingParams().best_of)}" == "1 1"
 
 
 def test_beam_search_is_not_supported_yet():

@@ -110,7 +110,7 @@ def sampling_params(arguments: argparse.Namespace, llm: "LLM") -> SamplingParams
     """
     with explain_usage():
         recommended = llm.get_default_sampling_params()
-        return replace(recommended, **{"best_of": None, **_given(arguments)})
+        return replace(recommended, **_given(arguments))
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,13 +11,21 @@ from itertools import islice
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
-MOST_ITEMS = 10_000_000
-"""More than any list that somebody means; an iterator may have no end."""
+MOST_ITEMS = 2**24
+"""Items that a list may have: beyond any model's context or vocabulary, so that an iterator
+without end is refused before it has taken all memory."""
 
 
 def refuse(field: str, value: object, accepted: str) -> NoReturn:
     """Raise the `ValueError` for `field`; a long value is abridged."""
-    raise ValueError(f"{field} must be {accepted}, got {reprlib.repr(value)}")
+    raise ValueError(f"{field} must be {accepted}, got {_show(value)}")
+
+
+def _show(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception as error:  # noqa: BLE001 - a user's `__repr__` may raise whatever it likes
+        return f"a {type(value).__name__} whose repr raises {type(error).__name__}"
 
 
 def check_int(
@@ -25,7 +33,8 @@ def check_int(
 ) -> int:
     """Return `value` as an int in [low, high].
 
-    NumPy's integers pass; a bool does not, nor does a float that happens to be whole.
+    Integers of NumPy and torch pass, also as arrays and tensors without dimensions; a bool does
+    not, nor does a float that happens to be whole.
 
     Args:
         field: the name to complain of.
@@ -37,13 +46,8 @@ def check_int(
     Raises:
         ValueError: `value` is no integer or outside the range.
     """
-    if type(value) is int:
-        number = value
-    elif isinstance(value, bool) or not isinstance(value, Integral):
-        number = low - 1  # refused below
-    else:
-        number = int(value)
-    if number < low or (high is not None and number > high):
+    number = value if type(value) is int else _to_int(value)
+    if number is None or number < low or (high is not None and number > high):
         limits = f">= {low}" if high is None else f"from {low} to {high}"
         refuse(field, value, accepted or f"an integer {limits}")
     return number
@@ -54,16 +58,12 @@ def check_float(
 ) -> float:
     """Return `value` as a finite float in [low, high], or in (low, high] with `open_low`.
 
+    Numbers of NumPy and torch pass, also as arrays and tensors without dimensions.
+
     Raises:
         ValueError: `value` is no real number, a bool, NaN, infinite or outside the range.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        number = math.nan
-    else:
-        try:
-            number = float(value)
-        except OverflowError:  # an int beyond the largest float
-            number = math.inf
+    number = value if type(value) is float else _to_float(value)
     # NaN fails every comparison, so it is refused with what lies outside the range.
     if not low <= number <= high or math.isinf(number) or (open_low and number == low):
         if high == math.inf:
@@ -72,6 +72,43 @@ def check_float(
             limits = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
         refuse(field, value, f"a finite number {limits}")
     return number
+
+
+def is_integer(value: object) -> bool:
+    """Return whether `check_int` takes `value` for an integer, of whatever size."""
+    return type(value) is int or _to_int(value) is not None
+
+
+def _to_int(value: object) -> int | None:
+    """Return the plain integer in `value`; None where it is none."""
+    value = _unwrap(value)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return None
+    try:
+        return int(value)
+    except Exception:  # noqa: BLE001 - a subclass may raise whatever it likes
+        return None
+
+
+def _to_float(value: object) -> float:
+    """Return the plain number in `value`; NaN where it is none."""
+    value = _unwrap(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond the largest float
+        return math.inf
+    except Exception:  # noqa: BLE001 - a subclass may raise whatever it likes
+        return math.nan
+
+
+def _unwrap(value: object) -> object:
+    """Return the Python number in a scalar of NumPy or torch; anything else as it is."""
+    try:
+        return value.item() if getattr(value, "ndim", None) == 0 else value  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - a tensor without data, or a class of the user's own
+        return value
 
 
 def check_bool(field: str, value: object) -> bool:
@@ -114,35 +151,79 @@ def check_strings(field: str, value: object) -> list[str]:
     Raises:
         ValueError: `value` is no list of non-empty strings; the message names the first wrong one.
     """
-    strings: list[str] = []
-    for i, string in enumerate(to_list(field, value, "strings")):
-        if not isinstance(string, str) or not string:
-            refuse(f"{field}[{i}]", string, "a non-empty string")
-        strings.append(string)
-    return strings
+    return [
+        check_text(f"{field}[{i}]", string, "a non-empty string")
+        for i, string in enumerate(to_list(field, value, "strings"))
+    ]
+
+
+def check_text(field: str, value: object, accepted: str, *, may_be_empty: bool = False) -> str:
+    """Return `value` as a plain string that can be encoded.
+
+    Args:
+        field: the name to complain of.
+        value: what was passed.
+        accepted: what the message says is accepted.
+        may_be_empty: take a string without characters too.
+
+    Raises:
+        ValueError: `value` is no string, is empty, or has half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        refuse(field, value, accepted)
+    text = str.__str__(value)  # a subclass may do in its methods what it likes
+    if not text and not may_be_empty:
+        refuse(field, text, accepted)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        refuse(field, text, f"valid Unicode: the character at {error.start} is half of one")
+    return text
+
+
+def check_dict(field: str, value: object, accepted: str) -> dict[Any, Any]:
+    """Return a new dictionary of the items of a mapping, themselves unchecked.
+
+    Raises:
+        ValueError: `value` is no mapping, or cannot be read.
+    """
+    if not isinstance(value, Mapping):
+        refuse(field, value, accepted)
+    try:
+        return dict(value)
+    except Exception as error:  # a user's own class may raise whatever it likes
+        raise _unreadable(field, accepted, error) from error
+
+
+def check_list(field: str, value: object, accepted: str) -> list[Any]:
+    """Return a new list of the items of `value`, themselves unchecked.
+
+    Raises:
+        ValueError: `value` cannot be iterated, or not to its end.
+    """
+    # A string or a mapping can be iterated too, but never holds what is meant here.
+    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)):
+        refuse(field, value, accepted)
+    if not isinstance(value, Iterable):
+        refuse(field, value, accepted)
+    try:
+        if callable(read := getattr(value, "tolist", None)):  # of NumPy or torch
+            value = read()  # one number, which is no list, of an array without dimensions
+        items = value if isinstance(value, (list, tuple)) else islice(value, MOST_ITEMS + 1)
+        copied = list(items)
+    except Exception as error:  # whatever an iterator, or an array without dimensions, raises
+        raise _unreadable(field, accepted, error) from error
+    if len(copied) > MOST_ITEMS:
+        raise ValueError(f"{field} must be {accepted}, got more than {MOST_ITEMS} of them")
+    return copied
+
+
+def _unreadable(field: str, accepted: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{field} must be {accepted}; reading it raised {type(error).__name__}: {error}"
+    )
 
 
 def to_list(field: str, value: object, items: str) -> list[Any]:
-    """Return a new list of what is in `value`; of an array or a tensor, its numbers.
-
-    Raises:
-        ValueError: `value` is no list, nor what can be read as one, or has no end.
-    """
-    # A string or a mapping can be iterated too, but never holds what is meant here.
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        refuse(field, value, f"a list of {items}")
-    if type(value) in (list, tuple):
-        return [*value]
-    try:
-        if callable(read := getattr(value, "tolist", None)):  # of NumPy or torch
-            found = read()
-        else:
-            found = list(islice(value, MOST_ITEMS + 1))
-    except Exception as error:
-        # It is somebody's iterator, and raises whatever it likes.
-        raise ValueError(f"{field} cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(found, list):  # of an array without a dimension
-        refuse(field, value, f"a list of {items}")
-    if len(found) > MOST_ITEMS:
-        raise ValueError(f"{field} must have at most {MOST_ITEMS} {items}")
-    return found
+    """Return a new list of what is in `value`, "a list of" `items`: see `check_list`."""
+    return check_list(field, value, f"a list of {items}")

@@ -118,8 +118,9 @@ def test_a_command_leaves_out_what_means_nothing_to_it(capsys):
 @pytest.mark.parametrize("command", [("generate", "Hi"), ("chat",)])
 def test_wrong_values_stop_before_anything_is_loaded(command, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("FOLOVLLM_CACHE_DIR", str(tmp_path / "cache"))
-    assert main([*command, "--top-k", "0"]) == 2
+    assert main([*command, "--top-k", "-2"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "folovllm: --top-k must be -1 (off) or an integer >= 1, got 0\n"
+    expected = "folovllm: --top-k must be -1 or 0 (off) or an integer >= 1, got -2\n"
+    assert captured.err == expected
     assert captured.out == ""
     assert not (tmp_path / "cache").exists()
