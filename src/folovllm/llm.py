@@ -3,10 +3,8 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
@@ -17,7 +15,7 @@ from folovllm.sampling_params import RequestOutputKind, SamplingParams
 from folovllm.text.chat import ChatRenderer, ContentFormatOption, Tool
 from folovllm.text.input_processor import PromptType, TokenizedPrompt
 from folovllm.text.messages import Message, to_conversations
-from folovllm.utils.checks import check_type, refuse, to_list
+from folovllm.utils.checks import check_list, check_type, is_integer
 
 if TYPE_CHECKING:
     import torch
@@ -237,8 +235,6 @@ class LLM:
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         values = {name: getattr(config, name, None) for name in names}
         given = {name: value for name, value in values.items() if value is not None}
-        if given.get("top_k") == 0:  # transformers' way to say that it is off
-            del given["top_k"]
         if not config.do_sample:
             given["temperature"] = 0
         if config.max_new_tokens is not None:
@@ -280,7 +276,7 @@ class LLM:
                 ids.append(f"{place}-{next(self._request_numbers)}")
                 with _naming(f"prompts[{place}]" if len(prompts) > 1 else ""):
                     check_type("sampling_params", own, SamplingParams, "a SamplingParams")
-                    own = replace(own, output_kind=kind)  # noqa: PLW2901 - the caller's is shared
+                    own = own.checked_copy(output_kind=kind)  # noqa: PLW2901 - not the caller's
                     engine.add_request(ids[-1], prompt, own, priority=rank, deliver=inbox.append)
             num_left = len(ids)
             while num_left:
@@ -305,10 +301,11 @@ class LLM:
         if params is None:
             params = self.get_default_sampling_params()
         if isinstance(params, SamplingParams):
-            each = [params] * len(prompts)
-        else:
-            each = to_list("sampling_params", params, "SamplingParams")
-        ranks = [0] * len(prompts) if priority is None else to_list("priority", priority, "ranks")
+            params = [params] * len(prompts)
+        if priority is None:
+            priority = [0] * len(prompts)
+        each = check_list("sampling_params", params, "a SamplingParams, or one for each prompt")
+        ranks = check_list("priority", priority, "a list with an integer for each prompt")
         for name, count in (("sampling_params", len(each)), ("priority", len(ranks))):
             if count != len(prompts):
                 raise ValueError(f"{name}: got {count} for {len(prompts)} prompts")
@@ -331,10 +328,8 @@ def _as_list(prompts: PromptType | Sequence[PromptType]) -> list[PromptType]:
     if isinstance(prompts, (str, Mapping, TokenizedPrompt)):
         return [prompts]
     many: Any = prompts  # nobody's types keep a user from passing something else
-    if isinstance(many, bytes) or not isinstance(many, Iterable):
-        refuse("prompts", many, "a prompt, or a list of prompts")
-    each = to_list("prompts", many, "prompts")
-    return [each] if each and isinstance(each[0], Integral) else each
+    each = check_list("prompts", many, "a prompt, or a list of prompts")
+    return [each] if each and is_integer(each[0]) else each
 
 
 @contextmanager

@@ -19,7 +19,10 @@ from typing import Any
 
 from folovllm.outputs import RequestMetrics
 from folovllm.sampling_params import NO_BAD_WORDS, BadWords, SamplingParams, SamplingSpec
-from folovllm.utils.checks import check_token_ids, check_type, refuse
+from folovllm.utils.checks import check_text, check_token_ids, check_type, refuse
+
+_LONGEST_ID = 1024
+"""Every sequence and every plan that names one repeats it."""
 
 
 class _Status(Enum):
@@ -230,6 +233,14 @@ _PRECEDENCE = (
 )
 
 
+def _check_id(request_id: object) -> str:
+    accepted = f"a string of at most {_LONGEST_ID} characters"
+    name = check_text("request_id", request_id, accepted, may_be_empty=True)
+    if len(name) > _LONGEST_ID:
+        refuse("request_id", name, f"{accepted}; it has {len(name)}")
+    return name
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """A prompt to complete, and the candidate outputs that are generated for it.
@@ -277,7 +288,7 @@ class Request:
 
     def __post_init__(self, bad_words: BadWords, eos_token_ids: Iterable[int]) -> None:
         """Check the arguments and make the sequences."""
-        check_type("request_id", self.request_id, str, "a string")
+        self.request_id = _check_id(self.request_id)
         if self.prompt is not None:
             check_type("prompt", self.prompt, str, "a string, or None with token ids alone")
         check_type("sampling_params", self.sampling_params, SamplingParams, "a SamplingParams")

@@ -95,15 +95,16 @@ class RequestState:
         streams: whether there are outputs before it is finished.
     """
 
-    __slots__ = ("_delta", "_prompt_logprobs", "request", "streams", "text")
+    __slots__ = ("_delta", "_prompt_logprobs", "_selects", "request", "streams", "text")
 
     def __init__(self, request: Request, text: TokenText | None) -> None:
         """Begin with no output."""
         params = request.sampling_params
         self.request = request
         self.text = text if params.detokenize else None
-        selects = params.best_of > params.n
-        self.streams = params.output_kind is not RequestOutputKind.FINAL_ONLY and not selects
+        self._selects = params.best_of > params.n
+        wants_all = params.output_kind is not RequestOutputKind.FINAL_ONLY
+        self.streams = wants_all and not self._selects
         self._delta = self.streams and params.output_kind is RequestOutputKind.DELTA
         self._prompt_logprobs: list[Logprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
@@ -153,8 +154,7 @@ class RequestState:
 
     def _choose(self, seqs: list[Sequence]) -> list[Sequence]:
         """The sequences to return: of `best_of` candidates the `n` most likely, in that order."""
-        params = self.request.sampling_params
-        if params.best_of == params.n:
+        if not self._selects:
             return seqs
         ranked = sorted(seqs, key=lambda seq: seq.cumulative_logprob, reverse=True)
-        return ranked[: params.n]
+        return ranked[: self.request.sampling_params.n]

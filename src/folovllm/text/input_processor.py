@@ -10,7 +10,16 @@ from folovllm.request import Request
 from folovllm.sampling_params import NO_BAD_WORDS, BadWords, SamplingParams
 from folovllm.text.bad_words import BadWordCompiler
 from folovllm.text.text_limit import TextLimit
-from folovllm.utils.checks import check_int, check_token_ids, check_type, refuse
+from folovllm.utils.checks import (
+    check_dict,
+    check_float,
+    check_int,
+    check_list,
+    check_text,
+    check_token_ids,
+    check_type,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,15 +90,18 @@ class InputProcessor:
         Args:
             request_id: its name.
             prompt: see `PromptType`.
-            params: kept as they are; one object may serve many requests.
-            arrival_time: see `Request`; None is now.
+            params: checked again, for they may have changed since they were made, and copied;
+                one object may serve many requests.
+            arrival_time: see `Request`, 0 or later; None is now.
             priority: see `Request`.
             add_special_tokens: see `tokenize`.
 
         Raises:
             ValueError: something of it can't be served; the message says what and why.
+            NotImplementedError: `params` ask for what is not supported yet.
         """
         check_type("sampling_params", params, SamplingParams, "a SamplingParams")
+        params = params.checked_copy()
         self.check_params(params)
         [tokenized] = self.tokenize(
             [prompt],
@@ -106,7 +118,11 @@ class InputProcessor:
             prompt=tokenized.text,
             prompt_token_ids=token_ids,
             sampling_params=params,
-            arrival_time=time.time() if arrival_time is None else arrival_time,
+            arrival_time=(
+                time.time()
+                if arrival_time is None
+                else check_float("arrival_time", arrival_time, 0)
+            ),
             priority=check_int("priority", priority, -(2**63), 2**63 - 1),
             cache_salt=tokenized.cache_salt,
             bad_words=self._compile_bad_words(params),
@@ -133,6 +149,7 @@ class InputProcessor:
                 for certain (`TextLimit`); a list of several names it by its place.
         """
         parsed: list[tuple[str, str | None] | TokenizedPrompt] = []
+        prompts = check_list("prompts", prompts, "a list of prompts")
         for i, prompt in enumerate(prompts):
             name = f"prompts[{i}]" if len(prompts) > 1 else "prompt"
             parsed.append(self._parse(name, prompt, truncates))
@@ -173,9 +190,10 @@ class InputProcessor:
     ) -> tuple[str, str | None] | TokenizedPrompt:
         """A text with its salt, still to be tokenised, or a prompt that needs no tokenizer."""
         if isinstance(prompt, TokenizedPrompt):
-            return prompt
+            return _check_tokenized(name, prompt)
         salt = None
         if isinstance(prompt, Mapping):
+            prompt = check_dict(name, prompt, _FORMS)
             salt = _check_salt(name, prompt.get(_SALT))
             key, prompt = _only_value(name, prompt)
             name = f"{name}[{key!r}]"
@@ -183,9 +201,7 @@ class InputProcessor:
                 refuse(name, prompt, "text" if key == "prompt" else "a list of token ids")
         if isinstance(prompt, str):
             return self._check_text(name, prompt, truncates), salt
-        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
-            refuse(name, prompt, _FORMS)
-        token_ids = check_token_ids(name, prompt)
+        token_ids = check_token_ids(name, check_list(name, prompt, _FORMS))
         if not token_ids:
             refuse(name, prompt, "a list of at least one token id")
         return TokenizedPrompt(None, token_ids, salt)
@@ -193,15 +209,9 @@ class InputProcessor:
     def _check_text(self, name: str, text: str, truncates: bool) -> str:
         if self._text_limit is None:
             refuse(name, text, "a list of token ids: there is no tokenizer to read text with")
-        if not text:
-            refuse(name, text, "a text that is not empty")
         if not truncates and (why := self._text_limit.explain(text)):
             raise ValueError(f"{name} is too long: {why}. Shorten it, or truncate_prompt_tokens")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            refuse(name, text, f"valid Unicode: the character at {error.start} is half of one")
-        return text
+        return check_text(name, text, "a text that is not empty")
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts or self.tokenizer is None:
@@ -227,10 +237,19 @@ class InputProcessor:
             refuse(field, wrong, f"token ids below {self._vocab_size} (the vocabulary's size)")
 
 
+def _check_tokenized(name: str, prompt: TokenizedPrompt) -> TokenizedPrompt:
+    """Check a prompt that `tokenize` has made, or a user in its place."""
+    token_ids = check_token_ids(name, prompt.token_ids)
+    text = prompt.text
+    if text is not None:
+        text = check_text(f"{name}.text", text, "text or None", may_be_empty=True)
+    return TokenizedPrompt(text, token_ids, _check_salt(name, prompt.cache_salt))
+
+
 def _check_salt(name: str, salt: object) -> str | None:
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        refuse(f"{name}[{_SALT!r}]", salt, "a string that is not empty")
-    return salt
+    if salt is None:
+        return None
+    return check_text(f"{name}[{_SALT!r}]", salt, "a string that is not empty")
 
 
 def _only_value(name: str, prompt: Mapping[str, Any]) -> tuple[str, object]:

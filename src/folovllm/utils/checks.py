@@ -138,7 +138,7 @@ def check_token_ids(field: str, value: object) -> list[int]:
     Raises:
         ValueError: `value` is no list of integers >= 0; the message names the first wrong one.
     """
-    ids = to_list(field, value, "token ids")
+    ids = check_list(field, value, "a list of token ids")
     # A prompt may have 100,000 ids: the usual case is checked without a Python loop.
     if set(map(type, ids)) <= {int} and min(ids, default=0) >= 0:
         return ids
@@ -153,7 +153,7 @@ def check_strings(field: str, value: object) -> list[str]:
     """
     return [
         check_text(f"{field}[{i}]", string, "a non-empty string")
-        for i, string in enumerate(to_list(field, value, "strings"))
+        for i, string in enumerate(check_list(field, value, "a list of strings"))
     ]
 
 
@@ -222,8 +222,3 @@ def _unreadable(field: str, accepted: str, error: Exception) -> ValueError:
     return ValueError(
         f"{field} must be {accepted}; reading it raised {type(error).__name__}: {error}"
     )
-
-
-def to_list(field: str, value: object, items: str) -> list[Any]:
-    """Return a new list of what is in `value`, "a list of" `items`: see `check_list`."""
-    return check_list(field, value, f"a list of {items}")

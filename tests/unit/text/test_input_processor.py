@@ -59,7 +59,8 @@ class TestPrompts:
         params = SamplingParams(n=2)
         request = processor.process("name", [1], params, arrival_time=5.0, priority=-3)
         assert (request.request_id, request.arrival_time, request.priority) == ("name", 5.0, -3)
-        assert request.sampling_params is params
+        assert request.sampling_params == params
+        assert request.sampling_params is not params
         assert list(request.sequences) == ["name-0", "name-1"]
 
     def test_arrives_now(self, processor):
