@@ -218,7 +218,7 @@ def make_llm(build_llm: Callable[..., LLM]) -> Iterator[Callable[..., LLM]]:
 
     yield make
     for llm in llms:
-        if llm.llm_engine._dead is None:
+        if llm.llm_engine._health.is_good:
             check_nothing_left(llm)
 
 

@@ -165,8 +165,8 @@ class Scheduler:
             reader: reads the tokens, and finds stop strings in their text; None for none.
 
         Returns:
-            The requests that ended since the worker could not sample for them, with their
-            `error`.
+            The requests that ended since the worker could not sample for them, or the reader
+            not read, with their `error`.
 
         Raises:
             ValueError: there are more or fewer tokens than samples.
@@ -191,6 +191,8 @@ class Scheduler:
                     failed.setdefault(sample.request, set()).update(block_ids)
                 else:
                     self._append(sample, token_ids, logprobs, entry, reader)
+            if seq.request.error is not None:
+                failed.setdefault(seq.request, set())
         self._members, self._num_samples = [], 0
         for request, spoilt in failed.items():
             self.abort_request(request)
@@ -303,6 +305,9 @@ class Scheduler:
             stop = reader.read_token(seq, token_id, known, is_end)
             if stop is not None:
                 end = SequenceStatus.FINISHED_STOPPED, stop
+            if seq.request.error is not None:
+                end = None  # `update` ends the whole request
+                break
             if end is not None:
                 break
         if seq.draft_token_ids and seq.seq_id == entry.seq_id:

@@ -11,7 +11,11 @@ Logprobs: TypeAlias = dict[int, Logprob]
 
 
 class TokenReader(Protocol):
-    """Reads what a step brought, as the scheduler takes it in: it knows the tokens' text."""
+    """Reads what a step brought, as the scheduler takes it in: it knows the tokens' text.
+
+    It raises nothing, for that would be an error of the scheduler's books. Where it cannot read
+    for a request it sets the request's `error`, and the scheduler ends that request.
+    """
 
     def read_token(
         self, seq: Sequence, token_id: int, logprobs: Logprobs | None, is_end: bool

@@ -15,9 +15,16 @@ def explain_failure(plan: StepPlan, cause: BaseException) -> str:
     )
     if not isinstance(cause, Exception):
         return f"{size} was interrupted"
-    lines = str(cause).strip().splitlines()
-    text = f"{size} failed: {type(cause).__name__}: {lines[0] if lines else 'no message'}"
-    return text + _advice(cause)
+    return f"{size} failed: {describe(cause)}{_advice(cause)}"
+
+
+def describe(error: BaseException | None) -> str:
+    """Return an error's class and the first line of its message."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - an exception class of a user's own
+        lines = []
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def is_fatal(error: Exception) -> bool:

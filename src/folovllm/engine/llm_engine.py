@@ -1,25 +1,26 @@
 """The engine: requests in, outputs out, one step at a time."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from folovllm.config import EngineConfig
 from folovllm.core.plan import StepPlan, StepResult
 from folovllm.engine.assemble import build_parts
+from folovllm.engine.delivery import Delivery
 from folovllm.engine.failures import explain_failure, is_fatal
+from folovllm.engine.health import Health
 from folovllm.engine.mailbox import Abort, Add, Letter, Mailbox, Wake
 from folovllm.engine.output_processor import OutputProcessor
 from folovllm.engine.router import Deliver, Router
-from folovllm.engine.stats import EngineStats, SchedulerState
-from folovllm.errors import EngineDeadError
+from folovllm.engine.stats import EngineStats, observe
+from folovllm.engine.turn import Turn
 from folovllm.outputs import RequestOutput
 from folovllm.request import Request
 from folovllm.sampling_params import SamplingParams
 from folovllm.text.input_processor import PromptType
+from folovllm.utils.checks import check_names, check_type, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ class LLMEngine:
 
     Any thread may add and abort requests at any moment: that is a letter to the thread that
     steps, which alone writes to requests. Several threads may step: one at a time does, and
-    each output goes to whoever asked for its request.
+    each output goes to whoever asked for its request. It belongs to the process that made it,
+    and not to those that are forked from that.
 
     Args:
         config: everything that can be set; it is not changed.
@@ -72,8 +74,9 @@ class LLMEngine:
         self._mailbox = Mailbox()
         self._router = Router()
         self._stats = EngineStats()
-        self._stepping = threading.Lock()  # held by the thread that is the writer now
-        self._dead: str | None = None
+        self._delivery = Delivery(self._output_processor, self._router, self.scheduler, self._stats)
+        self._turn = Turn()  # held by the thread that is the writer now
+        self._health = Health()
 
     def add_request(
         self,
@@ -95,7 +98,7 @@ class LLMEngine:
             arrival_time: `time.time()` when it came; None is now.
             priority: under the policy "priority", a lower value runs earlier.
             add_special_tokens: False for a text that has them already.
-            deliver: takes its outputs, besides whoever steps.
+            deliver: takes its outputs, besides whoever steps; see `Deliver`.
 
         Raises:
             ValueError: it can never be served; the message says why, and nothing was queued.
@@ -115,24 +118,38 @@ class LLMEngine:
         """Queue a request that the input processor has made; see `add_request`.
 
         Raises:
-            ValueError: it does not fit the cache, or its id is in use.
+            ValueError: it does not fit the cache, its id is in use, or it was submitted before.
             EngineDeadError: the engine cannot go on.
         """
-        self._check_alive()
+        self._health.check()
+        check_type("request", request, Request, "a Request of the input processor")
+        if deliver is not None and not callable(deliver):
+            refuse("deliver", deliver, "a function, or None")
+        if request.output is not None:
+            refuse("request", request.request_id, "a new one: it was submitted before")
         self.scheduler.check(request)
         self._output_processor.prepare(request)
         self._router.open(request, deliver)
         self._mailbox.post(Add(request))
+        if not self._health.is_good:  # meanwhile: nobody may be left to read the letter
+            self._router.close(request.request_id, request)
+            self._health.check()
 
     def abort_request(self, request_id: str | Iterable[str]) -> None:
-        """End requests, at any moment, without another output; unknown ids are passed over."""
-        for each in [request_id] if isinstance(request_id, str) else list(request_id):
-            self._withdraw(self._router.close(each))
+        """End requests, at any moment, without another output; unknown ids are passed over.
+
+        Raises:
+            ValueError: an id is no string; nothing was ended.
+        """
+        for name in check_names("request_id", request_id):
+            if (request := self._router.find(name)) is not None:
+                self._withdraw(request)
         self._settle()
 
     def withdraw(self, request: Request) -> None:
         """End this very request, at any moment, without another output, if it is unfinished."""
-        self._withdraw(self._router.close(request.request_id, request))
+        if request in self._router:
+            self._withdraw(request)
         self._settle()
 
     def has_unfinished_requests(self) -> bool:
@@ -154,8 +171,10 @@ class LLMEngine:
 
         Raises:
             EngineDeadError: the engine cannot go on.
+            RuntimeError: it was called within a step, by a callback.
         """
-        with self._stepping:
+        self._health.check()
+        with self._turn:
             return self._step()
 
     def step_until(self, is_ready: Callable[[], object]) -> None:
@@ -166,25 +185,24 @@ class LLMEngine:
 
         Raises:
             EngineDeadError: the engine cannot go on.
+            RuntimeError: it was called within a step, by a callback.
         """
+        self._health.check()
         while True:
-            # Not forever: who steps on and on may take the lock again before it is our turn.
-            if self._stepping.acquire(timeout=_PATIENCE):
-                try:
-                    if is_ready():
-                        return
+            # Not forever: who steps on and on may take it again before it is our turn.
+            with self._turn.within(_PATIENCE) as is_mine:
+                if is_ready():
+                    return
+                if is_mine:
                     self._step()
-                finally:
-                    self._stepping.release()
-            elif is_ready():
-                return
 
     def wait_for_work(self) -> None:
         """Wait until there is something to do, or for `wake`: for a thread that only steps."""
+        self._health.check()
         if self._router:
             return
         letter = self._mailbox.wait()  # without the lock: others may step meanwhile
-        with self._stepping, self._keeping_books():
+        with self._turn, self._health.keeping_books():
             self._read(letter)
 
     def wake(self) -> None:
@@ -192,12 +210,28 @@ class LLMEngine:
         self._mailbox.post(Wake())
 
     def shutdown(self) -> None:
-        """End all requests without another output, and give the executor's memory back."""
-        with self._stepping:
-            self._dead = self._dead or "it was shut down"
-            for request in self._router.close_all():
-                self.scheduler.abort_request(request)
-            self.executor.shutdown()
+        """End all requests without another output, and give the executor's memory back.
+
+        It waits for the step that runs; a second call does nothing.
+
+        Raises:
+            RuntimeError: it was called within a step, by a callback.
+        """
+        if self._health.is_forked:
+            return  # nothing in it is its own
+        self._turn.refuse_twice()
+        was_good = self._health.is_good
+        self._health.end()
+        self.wake()  # who waits for work has the turn
+        with self._turn:
+            requests = self._router.close_all()
+            try:
+                if was_good:
+                    self._open_mailbox()
+                    for request in requests:
+                        self.scheduler.abort_request(request)
+            finally:
+                self.executor.shutdown()
 
     def stats(self) -> dict[str, Any]:
         """Return what was done so far and how long it took, in plain types and seconds."""
@@ -205,29 +239,33 @@ class LLMEngine:
 
     def _step(self) -> list[RequestOutput]:
         started = time.perf_counter()
-        with self._keeping_books():
+        with self._health.keeping_books():
             self._open_mailbox()
             plan = self.scheduler.schedule()
             result = self._execute(plan)
             failed = self._update(plan, result)
-            outputs = self._hand_out(failed)
+            outputs = self._delivery.hand_out(failed)
             self._record(plan, result, started)
-        if isinstance(result, BaseException) and not isinstance(result, Exception):
-            raise result  # Ctrl-C: the requests of this step have ended, the engine goes on
+            interruption, self._delivery.interruption = self._delivery.interruption, None
+        # Ctrl-C: those whom it interrupted have ended, the engine goes on.
+        for cause in (interruption, result):
+            if isinstance(cause, BaseException) and not isinstance(cause, Exception):
+                raise cause
         return outputs
 
-    def _withdraw(self, request: Request | None) -> None:
-        if request is not None:
-            self._mailbox.post(Abort(request))
+    def _withdraw(self, request: Request) -> None:
+        # In this order: whoever is interrupted in between has still ended it.
+        self._mailbox.post(Abort(request))
+        self._router.close(request.request_id, request)
 
     def _settle(self) -> None:
         """Open the mailbox if nobody steps now, so that blocks are free at once."""
-        if self._dead is None and self._stepping.acquire(blocking=False):
-            try:
-                with self._keeping_books():
+        if not self._health.is_good or self._turn.is_mine():
+            return
+        with self._turn.within(0) as is_mine:
+            if is_mine and self._health.is_good:
+                with self._health.keeping_books():
                     self._open_mailbox()
-            finally:
-                self._stepping.release()
 
     def _open_mailbox(self) -> None:
         for letter in self._mailbox.open():
@@ -240,10 +278,7 @@ class LLMEngine:
                 if request in self._router:  # it may have been aborted on the way
                     self.scheduler.add_request(request)
             case Abort(request):
-                if not request.is_finished():
-                    self.scheduler.abort_request(request)
-                    request.metrics.finished_time = time.perf_counter()
-                    self._stats.record_finished(request.metrics)
+                self._delivery.end_aborted(request)
             case Wake():
                 pass
 
@@ -266,45 +301,12 @@ class LLMEngine:
         if isinstance(result, Exception):
             logger.error("a step failed: %s", reason, exc_info=result)
             if is_fatal(result):
-                self._dead = reason
+                self._health.fail(reason)
         return self.scheduler.fail(plan, reason)
-
-    def _hand_out(self, failed: list[Request]) -> list[RequestOutput]:
-        """Give each output to whoever asked; return those of requests that nobody aborted."""
-        outputs = []
-        for request, output in self._output_processor.make_outputs(failed):
-            if output.finished:
-                self._stats.record_finished(request.metrics, request.error)
-            if self._router.deliver(request, output):
-                outputs.append(output)
-        return outputs
 
     def _record(self, plan: StepPlan, result: StepResult | BaseException, started: float) -> None:
         if not plan.scheduled or not isinstance(result, StepResult):
             return
-        scheduler, cache = self.scheduler, self.cache_manager
-        state = SchedulerState(
-            running=scheduler.num_running,
-            waiting=scheduler.num_waiting,
-            swapped=scheduler.num_swapped,
-            cache_usage=cache.usage,
-            prefix_queries=cache.prefix_cache_queries,
-            prefix_hits=cache.prefix_cache_hits,
-            preemptions=scheduler.num_preemptions,
-        )
+        state = observe(self.scheduler, self.cache_manager)
         num_generated = sum(map(len, result.token_ids))
         self._stats.record_step(plan, num_generated, time.perf_counter() - started, state)
-
-    def _check_alive(self) -> None:
-        if self._dead is not None:
-            raise EngineDeadError(f"the engine cannot go on: {self._dead}")
-
-    @contextmanager
-    def _keeping_books(self) -> Iterator[None]:
-        """Note that the engine cannot go on if an error leaves its records half changed."""
-        self._check_alive()
-        try:
-            yield
-        except BaseException as error:
-            self._dead = f"{type(error).__name__} while keeping its books: {error}"
-            raise

@@ -85,6 +85,17 @@ class SequenceState:
             stop_reason=seq.stop_reason,
         )
 
+    def make_failure(self, index: int, *, delta: bool) -> CompletionOutput:
+        """Make the last output where `make_output` cannot: the tokens alone."""
+        seq = self.seq
+        return CompletionOutput(
+            index=index,
+            text="",
+            token_ids=seq.data.output_token_ids[self._sent if delta else 0 :],
+            finish_reason=_FINISH_REASONS.get(seq.status, "abort"),
+            stop_reason=seq.stop_reason,
+        )
+
 
 class RequestState:
     """A request's text, the log probabilities of its prompt, and what its outputs hold.
@@ -148,6 +159,22 @@ class RequestState:
             finished=finished,
             metrics=request.metrics,
             prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=seqs[0].num_cached_tokens,
+            error=request.error,
+        )
+
+    def make_failure(self) -> RequestOutput:
+        """Make the last output of a request that is given up, whatever it was that failed."""
+        request = self.request
+        seqs = request.get_seqs()[: request.sampling_params.n]
+        states: list[SequenceState] = [seq.output for seq in seqs]
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=[s.make_failure(i, delta=self._delta) for i, s in enumerate(states)],
+            finished=True,
+            metrics=request.metrics,
             num_cached_tokens=seqs[0].num_cached_tokens,
             error=request.error,
         )

@@ -1,14 +1,23 @@
 """Who gets the outputs of which request."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
 from folovllm.outputs import RequestOutput
 from folovllm.request import Request
 
+logger = logging.getLogger(__name__)
+
 Deliver: TypeAlias = Callable[[RequestOutput | None], object]
 """Takes the outputs of a request as they come, in the thread that steps; None when the request
-was aborted and there is no further one. A list's `append`, or what puts into a queue."""
+was aborted and there is no further one. A list's `append`, or what puts into a queue.
+
+It may add and abort requests, and must not step. If it raises, its request is aborted."""
+
+
+class DeliveryError(Exception):
+    """A `Deliver` raised what is the cause of this."""
 
 
 class _Route:
@@ -65,6 +74,11 @@ class Router:
                 f"request_id {request.request_id!r} is in use by an unfinished request"
             )
 
+    def find(self, request_id: str) -> Request | None:
+        """Return the unfinished request of a name; None if there is none."""
+        route = self._routes.get(request_id)
+        return route.request if route is not None and route.is_open() else None
+
     def close(self, request_id: str, request: Request | None = None) -> Request | None:
         """End a request without another output.
 
@@ -76,11 +90,13 @@ class Router:
             The request; None if there is none that is unfinished.
         """
         route = self._routes.get(request_id)
-        if route is None or request not in (None, route.request) or not route.end():
+        if route is None or request not in (None, route.request) or not self._end(route):
             return None
-        del self._routes[request_id]
         if route.deliver is not None:
-            route.deliver(None)
+            try:
+                route.deliver(None)
+            except Exception:  # a user's function; it is ended anyway
+                logger.exception("request %r: its deliver callback raised", request_id)
         return route.request
 
     def close_all(self) -> list[Request]:
@@ -93,14 +109,26 @@ class Router:
 
         Returns:
             Whether it was handed on: what comes for an aborted request is dropped.
+
+        Raises:
+            DeliveryError: whoever asked raised something; the route is ended.
         """
         route = self._routes.get(request.request_id)
         if route is None or route.request is not request or not route.is_open():
             return False
-        if output.finished:
-            if not route.end():
-                return False
-            del self._routes[request.request_id]
+        if output.finished and not self._end(route):
+            return False
         if route.deliver is not None:
-            route.deliver(output)
+            try:
+                route.deliver(output)
+            except BaseException as error:
+                self._end(route)
+                raise DeliveryError from error
+        return True
+
+    def _end(self, route: _Route) -> bool:
+        """End a route without a word; whether it was this call that did."""
+        if not route.end():
+            return False
+        del self._routes[route.request.request_id]
         return True

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from folovllm.core.kv_cache_manager import KVCacheManager
 from folovllm.core.plan import StepPlan
+from folovllm.core.scheduler import Scheduler
 from folovllm.outputs import RequestMetrics
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,19 @@ class Totals:
     scheduled_sequences: int = 0
     finished_requests: int = 0
     failed_requests: int = 0
+
+
+def observe(scheduler: Scheduler, cache: KVCacheManager) -> SchedulerState:
+    """Return the state of a scheduler and of its cache."""
+    return SchedulerState(
+        running=scheduler.num_running,
+        waiting=scheduler.num_waiting,
+        swapped=scheduler.num_swapped,
+        cache_usage=cache.usage,
+        prefix_queries=cache.prefix_cache_queries,
+        prefix_hits=cache.prefix_cache_hits,
+        preemptions=scheduler.num_preemptions,
+    )
 
 
 class Window:

@@ -157,6 +157,19 @@ def check_strings(field: str, value: object) -> list[str]:
     ]
 
 
+def check_names(field: str, value: object) -> list[str]:
+    """Return the names in `value`, a string or several, whatever is in them.
+
+    Raises:
+        ValueError: one is no string.
+    """
+    accepted = "a string or a list of strings"
+    names = [value] if isinstance(value, str) else check_list(field, value, accepted)
+    for name in names:
+        check_type(field, name, str, accepted)
+    return names
+
+
 def check_text(field: str, value: object, accepted: str, *, may_be_empty: bool = False) -> str:
     """Return `value` as a plain string that can be encoded.
 
