@@ -134,7 +134,7 @@ def test_refusals_come_before_anything_is_queued(make_async):
             await anext(llm.generate(name, prompt, params))
 
     async def run():
-        with llm.llm_engine._stepping:  # nothing is computed meanwhile, so that "a" goes on
+        with llm.llm_engine._turn:  # nothing is computed meanwhile, so that "a" goes on
             running = asyncio.create_task(collect(llm, "a", PROMPTS[0]))
             while not llm.llm_engine.has_unfinished_requests():
                 await asyncio.sleep(0.001)
