@@ -121,7 +121,9 @@ def _load(config: EngineConfig, device: str | torch.device | None, phases: Phase
     _check_attention(config, device)
     # The loader fills the length in, which the caller's own configuration must not show.
     own = config.model_config.model_copy(update={"max_model_len": asked_max_model_len(config)})
-    hf_model, tokenizer = ModelLoader(own, phases).load_model_and_tokenizer(device)
+    loader = ModelLoader(own, phases)
+    tokenizer = loader.load_tokenizer(add_padding=False)
+    hf_model = loader.load_model(device)
     generation_config = hf_model.generation_config
     model = PagedModel(hf_model)
     needs = _attention_needs(config, model.device, model.dtype, tuple(model.attention))

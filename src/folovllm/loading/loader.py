@@ -92,10 +92,14 @@ class ModelLoader:
         )
         return model
 
-    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+    def load_tokenizer(self, *, add_padding: bool = True) -> "PreTrainedTokenizerBase":
         """Load the tokenizer, padding on the left, with a padding token.
 
         Generation continues at the right end of a row, so rows of a batch must end together.
+
+        Args:
+            add_padding: choose or add a padding token where the checkpoint names none. The engine
+                says False: it never pads, and a token that is added has no row in the model.
 
         Raises:
             ModelLoadError: there is no tokenizer, or it cannot be read.
@@ -119,7 +123,8 @@ class ModelLoader:
                 **({"gguf_file": checkpoint.gguf} if source == checkpoint.folder else {}),
                 **({"revision": config.revision} if isinstance(source, str) else {}),
             )
-        _ensure_pad_token(tokenizer)
+        if add_padding:
+            _ensure_pad_token(tokenizer)
         return tokenizer
 
     def load_model_and_tokenizer(
