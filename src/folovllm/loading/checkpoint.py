@@ -10,9 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from folovllm.errors import ModelLoadError
+from folovllm.loading.files import check_regular, read_json
+
+if TYPE_CHECKING:
+    from folovllm.loading.gguf.header import GgufFile
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -55,6 +59,17 @@ class Checkpoint:
         """
         return {name: tensor for shard in self.shards for name, tensor in _read_shard(shard)}
 
+    @cached_property
+    def gguf_file(self) -> "GgufFile":
+        """The head of the GGUF file, read once.
+
+        Raises:
+            ModelLoadError: it is no GGUF file, or damaged.
+        """
+        from folovllm.loading.gguf.header import read_gguf  # which needs NumPy and gguf
+
+        return read_gguf(self.folder / str(self.gguf))
+
 
 def find_checkpoint(
     model: str, revision: str | None = None, token: str | None = None
@@ -87,6 +102,7 @@ def find_checkpoint(
 
 
 def _check_folder(model: str, folder: Path) -> Checkpoint:
+    check_regular(folder)
     names = sorted(entry.name for entry in folder.iterdir())
     if not names:
         raise ModelLoadError(f"the model folder {folder} is empty")
@@ -111,6 +127,12 @@ def _shards_of_index(folder: Path) -> tuple[Path, ...]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f"{index} has no weight_map; the checkpoint is damaged")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelLoadError(
+                f"{index} says weight_map[{tensor!r}] = {str(name)[:60]!r}; expected the name of "
+                "a file in the same folder"
+            )
     shards = tuple(folder / name for name in sorted(set(weight_map.values())))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
@@ -162,21 +184,6 @@ def _read_header(shard: Path) -> dict[str, StoredTensor]:
         )
         for name, info in header.items()
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ModelLoadError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{path} holds no JSON object; the checkpoint is damaged")
-    return content
 
 
 def _download(model: str, revision: str | None, token: str | None) -> Path:

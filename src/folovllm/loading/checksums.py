@@ -7,11 +7,16 @@ what is noted there is checked.
 
 import hashlib
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
 from folovllm.errors import ModelLoadError
+from folovllm.loading.files import read_text
 from folovllm.utils.progress import progress_bar
+
+_PLAIN = re.compile(r"(?P<digest>[0-9a-fA-F]{64})\s[ *]?(?P<name>.+)")
+_TAGGED = re.compile(r"SHA256 ?\((?P<name>.+)\) ?= ?(?P<digest>[0-9a-fA-F]{64})")
 
 CHECKSUMS = "SHA256SUMS"
 """The SHA-256 of the files beside it, as `sha256sum` writes and checks it."""
@@ -83,11 +88,24 @@ def _mtime(path: Path) -> int:
 
 
 def _read_checksums(path: Path) -> dict[str, str]:
-    rows = (
-        line.split(maxsplit=1)
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-    )
-    return {row[1]: row[0] for row in rows if len(row) == 2}
+    """Read the lines of `sha256sum` in its usual forms: binary, upper case, with BSD's tags.
+
+    Raises:
+        ModelLoadError: a line is none, or names a file elsewhere.
+    """
+    found = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _PLAIN.fullmatch(line.strip()) or _TAGGED.fullmatch(line.strip())
+        name = match["name"].removeprefix("./") if match else ""
+        if match is None or Path(name).name != name:
+            raise ModelLoadError(
+                f"{path}, line {number}, is no SHA-256 of a file beside it: {line[:80]!r}; "
+                f"correct or remove {CHECKSUMS}"
+            )
+        found[name] = match["digest"].lower()
+    return found
 
 
 def sha256_of(path: Path) -> str:
