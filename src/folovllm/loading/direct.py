@@ -91,7 +91,7 @@ def load_directly(
     if getattr(config, "quantization_config", None) is not None:
         return None
     stored = checkpoint.tensors
-    model = _build(config, dtype)
+    model = build_model(config, dtype)
     if not _is_straight(model, dtype):
         return None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -113,8 +113,8 @@ def load_directly(
     return model
 
 
-def _build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model's modules, with parameters that are allocated and never touched.
+def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model's modules, with parameters that are allocated and never touched.
 
     Untouched memory is only address space, so this costs as little as the meta device; unlike
     there, buffers that no checkpoint holds (rotary frequencies) get their real values.

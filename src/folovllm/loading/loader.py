@@ -1,6 +1,5 @@
 """From a configuration to a Hugging Face model and tokenizer, or to an error that says why not."""
 
-import json
 import logging
 import time
 from functools import cached_property
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from folovllm.config import ModelConfig
 from folovllm.errors import ModelLoadError, explain_load_errors
-from folovllm.loading.checkpoint import (
-    Checkpoint,
-    find_checkpoint,
+from folovllm.loading.checkpoint import Checkpoint, find_checkpoint
+from folovllm.loading.checks import (
+    check_config,
+    check_generation_config,
+    check_tokenizer_files,
 )
 from folovllm.loading.checksums import check_changed_files
 from folovllm.loading.length import checkpoint_length
@@ -104,27 +105,41 @@ class ModelLoader:
         Raises:
             ModelLoadError: there is no tokenizer, or it cannot be read.
         """
+        checkpoint, asked = self.checkpoint, self.model_config.tokenizer
+        source: str | Path = checkpoint.folder
+        if asked not in (None, self.model_config.model):
+            source = Path(str(asked)).expanduser()
+            if not source.exists():
+                source = str(asked)
+        elif checkpoint.gguf:
+            source = checkpoint.folder / checkpoint.gguf
+        with explain_load_errors(f"no tokenizer could be loaded from {source}"):
+            tokenizer = self._read_tokenizer(source)
+        if add_padding:
+            _ensure_pad_token(tokenizer)
+        return tokenizer
+
+    def _read_tokenizer(self, source: str | Path) -> "PreTrainedTokenizerBase":
+        """Read a tokenizer from a GGUF file, a folder, or a hub id."""
         from transformers import AutoTokenizer
 
         config = self.model_config
-        checkpoint = self.checkpoint
-        source: str | Path = checkpoint.folder
-        if config.tokenizer not in (None, config.model):
-            source = Path(str(config.tokenizer)).expanduser()
-            if not source.exists():
-                source = str(config.tokenizer)
-        with explain_load_errors(f"no tokenizer could be loaded from {source}"):
-            tokenizer = AutoTokenizer.from_pretrained(
-                source,
-                use_fast=config.tokenizer_mode == "auto",
-                trust_remote_code=config.trust_remote_code,
-                padding_side="left",
-                token=self._token,
-                **({"gguf_file": checkpoint.gguf} if source == checkpoint.folder else {}),
-                **({"revision": config.revision} if isinstance(source, str) else {}),
-            )
-        if add_padding:
-            _ensure_pad_token(tokenizer)
+        if isinstance(source, Path) and source.suffix == ".gguf" and source.is_file():
+            from folovllm.loading.gguf.header import read_gguf
+            from folovllm.loading.gguf.tokenizer import make_tokenizer
+
+            own = source == self.checkpoint.folder / str(self.checkpoint.gguf)
+            return make_tokenizer(self.checkpoint.gguf_file if own else read_gguf(source))
+        if isinstance(source, Path):
+            check_tokenizer_files(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source,
+            use_fast=config.tokenizer_mode == "auto",
+            trust_remote_code=config.trust_remote_code,
+            padding_side="left",
+            token=self._token,
+            **({"revision": config.revision} if isinstance(source, str) else {}),
+        )
         return tokenizer
 
     def load_model_and_tokenizer(
@@ -150,12 +165,16 @@ class ModelLoader:
         from transformers import AutoConfig
 
         checkpoint = self.checkpoint
-        _check_architecture(checkpoint, trusted=self.model_config.trust_remote_code)
+        if checkpoint.gguf:
+            from folovllm.loading.gguf.config import make_config
+
+            with explain_load_errors(f"the configuration of {checkpoint.name} cannot be made"):
+                return make_config(checkpoint.gguf_file)
+        check_config(checkpoint, trusted=self.model_config.trust_remote_code)
+        check_generation_config(checkpoint.folder)
         with explain_load_errors(f"the configuration of {checkpoint.name} cannot be read"):
             config: PreTrainedConfig = AutoConfig.from_pretrained(
-                checkpoint.folder,
-                gguf_file=checkpoint.gguf,
-                trust_remote_code=self.model_config.trust_remote_code,
+                checkpoint.folder, trust_remote_code=self.model_config.trust_remote_code
             )
         return config
 
@@ -168,6 +187,10 @@ class ModelLoader:
         checkpoint = self.checkpoint
         check_changed_files(checkpoint.folder)
         with explain_load_errors(f"{checkpoint.name} cannot be loaded from {checkpoint.folder}"):
+            if checkpoint.gguf:
+                from folovllm.loading.gguf.weights import load_gguf
+
+                return load_gguf(checkpoint.gguf_file, config, device, dtype), "from GGUF"
             if checkpoint.shards and not hasattr(config, "auto_map"):
                 model = load_directly(config, checkpoint, device, dtype)
                 if model is not None:
@@ -177,24 +200,15 @@ class ModelLoader:
     def _from_pretrained(
         self, config: "PreTrainedConfig", device: "torch.device", dtype: "torch.dtype"
     ) -> "PreTrainedModel":
-        """Leave it to transformers: GGUF, quantized, renamed or merged weights, remote code."""
+        """Leave it to transformers: quantized, renamed or merged weights, remote code."""
         from transformers import AutoModelForCausalLM
 
-        gguf: dict[str, Any] = {}
-        if self.checkpoint.gguf:
-            from transformers import GgufConfig
-
-            gguf = {
-                "gguf_file": self.checkpoint.gguf,
-                "quantization_config": GgufConfig(dequantize=True),
-            }
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             self.checkpoint.folder,
-            config=None if gguf else config,
+            config=config,
             dtype=dtype,
             trust_remote_code=self.model_config.trust_remote_code,
             output_loading_info=True,
-            **gguf,
         )
         model, report = loaded
         # transformers fills what is missing with random numbers and only warns of it.
@@ -243,47 +257,13 @@ def _device(device: "str | torch.device | None") -> "torch.device":
         raise ModelLoadError(str(error)) from error
 
 
-def _check_architecture(checkpoint: Checkpoint, *, trusted: bool) -> None:
-    """Refuse what transformers does not know, or knows as no causal language model."""
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if checkpoint.gguf:
-        return  # transformers reads the architecture from the file's header
-    config = checkpoint.config
-    model_type = config.get("model_type")
-    where = checkpoint.folder / "config.json"
-    if "auto_map" in config and model_type not in CONFIG_MAPPING:
-        if not trusted:
-            raise ModelLoadError(
-                f"{checkpoint.name} brings Python code of its own "
-                f"({json.dumps(config['auto_map'])}); read it, and if you trust it set "
-                "trust_remote_code=True (FOLOVLLM_TRUST_REMOTE_CODE=1)"
-            )
-    elif model_type not in CONFIG_MAPPING:
-        raise ModelLoadError(
-            f"{where} names the architecture {model_type!r}, which transformers "
-            f"{transformers.__version__} does not know; is it misspelt, or newer than that?"
-        )
-    elif config.get("is_encoder_decoder"):
-        raise ModelLoadError(
-            f"{where} is that of an encoder-decoder model ({model_type}); FoloVLLM generates text "
-            "with decoder-only models"
-        )
-    elif model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelLoadError(
-            f"{where} names the architecture {model_type!r}, which is no causal language model; "
-            "FoloVLLM generates text with decoder-only models"
-        )
-
-
 def _check_memory(checkpoint: Checkpoint, device: "torch.device", dtype: "torch.dtype") -> None:
     """Refuse before loading what cannot fit; a machine that swaps looks like one that hangs."""
     import torch
 
-    # Without shards (GGUF, old formats) only loading would tell.
-    needed = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values()) * dtype.itemsize
+    # Without shards (old formats) only loading would tell.
+    tensors = checkpoint.gguf_file.tensors if checkpoint.gguf else checkpoint.tensors
+    needed = sum(prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
