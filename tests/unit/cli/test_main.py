@@ -180,7 +180,7 @@ def test_config_as_text(tmp_path, monkeypatch, capsys):
         "ThroughputConfig",
         "SweepConfig",
     ]
-    demo = str(tmp_path / "cache" / "SmolLM2-135M-Instruct")
+    demo = str(tmp_path / "cache" / "SmolLM2-135M-Instruct-v2")
     assert ["model", demo, "default", "(SmolLM2-135M-Instruct)"] in lines
     assert ["dtype", "bfloat16", ".env:2", "FOLOVLLM_DTYPE"] in lines
     assert ["block_size", "32", "argument", "--block-size"] in lines
