@@ -93,6 +93,8 @@ CONFIG: Rules = {
     "quantization_config": _OBJECT,
     "auto_map": _OBJECT,
     "model_type": _TEXT,
+    "dtype": _TEXT,
+    "torch_dtype": _TEXT,
 }
 
 GENERATION: Rules = {
