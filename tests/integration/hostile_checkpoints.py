@@ -1,4 +1,4 @@
-"""Damaged checkpoints: each function takes the folder of a good one, or the bytes of a GGUF file."""
+"""Damaged checkpoints: each function takes a good one's folder, or the bytes of a GGUF file."""
 
 import json
 import os

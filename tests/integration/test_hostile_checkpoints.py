@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -102,10 +103,8 @@ def test_gguf_files_with_changed_bytes(good_gguf, tmp_path):
         for _ in range(rng.choice([1, 1, 2, 8])):
             changed[rng.randrange(9000)] = rng.randrange(256)
         path.write_bytes(changed)
-        try:
+        with suppress(ModelLoadError, ConfigError):
             LLM(str(path), device="cpu")
-        except (ModelLoadError, ConfigError) as error:
-            assert str(error)
         if time.monotonic() > end:
             break
 

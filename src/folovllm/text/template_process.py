@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from folovllm.errors import FoloVLLMError
 
 WALL_SECONDS = 10.0
-"""How long to wait for an answer. A template ends after 1.5 seconds of a processor at most;
+"""How long to wait for an answer. A template ends after 2 seconds of a processor at most;
 more pass where other processes need the processors too."""
 
 MAX_REQUEST_BYTES = 32 * 2**20
@@ -187,7 +187,7 @@ def _explain(failure: dict[str, Any]) -> str:
         case "syntax":
             what = f"is no valid Jinja{where}: {failure['message']}"
         case "time":
-            what = "takes longer than a template may (half a second of a processor), and was ended"
+            what = "takes longer than a template may (a second of a processor), and was ended"
         case "memory":
             what = "needs more memory than a template may have (160 MB)"
         case "crash":

@@ -39,7 +39,7 @@ from folovllm.text.template_environment import (
 MEMORY_BYTES = 160 * 2**20
 """How much more memory a process may take than it has when it begins."""
 
-CPU_SECONDS = 0.5
+CPU_SECONDS = 0.9
 """How long one template may keep a processor busy."""
 
 _MAX_MESSAGE = 500

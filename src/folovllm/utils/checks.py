@@ -222,8 +222,8 @@ def check_list(field: str, value: object, accepted: str) -> list[Any]:
     try:
         if callable(read := getattr(value, "tolist", None)):  # of NumPy or torch
             value = read()  # one number, which is no list, of an array without dimensions
-        items = value if isinstance(value, (list, tuple)) else islice(value, MOST_ITEMS + 1)
-        copied = list(items)
+        many: Any = value
+        copied = list(many if isinstance(many, (list, tuple)) else islice(many, MOST_ITEMS + 1))
     except Exception as error:  # whatever an iterator, or an array without dimensions, raises
         raise _unreadable(field, accepted, error) from error
     if len(copied) > MOST_ITEMS:

@@ -67,6 +67,7 @@ def test_the_kernel_knows_the_limits(renderer):
     assert CPU_SECONDS + 1 < 2
 
 
+@pytest.mark.alone
 def test_a_deadline_on_the_wall(renderer, monkeypatch):
     assert is_well(renderer)
     monkeypatch.setattr(template_process, "WALL_SECONDS", 0.05)
