@@ -191,17 +191,17 @@ class InputProcessor:
         """A text with its salt, still to be tokenised, or a prompt that needs no tokenizer."""
         if isinstance(prompt, TokenizedPrompt):
             return _check_tokenized(name, prompt)
-        salt = None
+        salt, accepted = None, _FORMS
         if isinstance(prompt, Mapping):
             prompt = check_dict(name, prompt, _FORMS)
             salt = _check_salt(name, prompt.get(_SALT))
             key, prompt = _only_value(name, prompt)
-            name = f"{name}[{key!r}]"
+            name, accepted = f"{name}[{key!r}]", "a list of token ids"
             if (key == "prompt") is not isinstance(prompt, str):
                 refuse(name, prompt, "text" if key == "prompt" else "a list of token ids")
         if isinstance(prompt, str):
             return self._check_text(name, prompt, truncates), salt
-        token_ids = check_token_ids(name, check_list(name, prompt, _FORMS))
+        token_ids = check_token_ids(name, check_list(name, prompt, accepted))
         if not token_ids:
             refuse(name, prompt, "a list of at least one token id")
         return TokenizedPrompt(None, token_ids, salt)

@@ -220,12 +220,14 @@ def check_list(field: str, value: object, accepted: str) -> list[Any]:
     if not isinstance(value, Iterable):
         refuse(field, value, accepted)
     try:
-        if callable(read := getattr(value, "tolist", None)):  # of NumPy or torch
-            value = read()  # one number, which is no list, of an array without dimensions
-        many: Any = value
-        copied = list(many if isinstance(many, (list, tuple)) else islice(many, MOST_ITEMS + 1))
-    except Exception as error:  # whatever an iterator, or an array without dimensions, raises
+        read = getattr(value, "tolist", None)  # of NumPy or torch
+        many: Any = read() if callable(read) else value
+        is_number = not isinstance(many, Iterable)  # of an array without dimensions
+        copied = [] if is_number else [*islice(many, MOST_ITEMS + 1)]
+    except Exception as error:  # whatever an iterator raises
         raise _unreadable(field, accepted, error) from error
+    if is_number:
+        refuse(field, value, accepted)
     if len(copied) > MOST_ITEMS:
         raise ValueError(f"{field} must be {accepted}, got more than {MOST_ITEMS} of them")
     return copied

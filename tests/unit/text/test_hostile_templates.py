@@ -42,7 +42,7 @@ def test_hostile(renderer, name):
     assert grown < 50 * 1024  # KB
     # The processor time of what was ended; a busy machine takes more time on the wall.
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime < 2.5
+    assert after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime < 4
     assert after.ru_maxrss < (MEMORY_BYTES >> 10) + 50 * 1024 or after.ru_maxrss == used.ru_maxrss
 
 
