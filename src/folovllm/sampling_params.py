@@ -283,7 +283,7 @@ class _BestOf:
         if given is not None:
             return given
         n: object = params.n  # set without a check, it is reported under its own name
-        return _AsManyAsN(n) if isinstance(n, int) else n
+        return _AsManyAsN(int.__index__(n)) if isinstance(n, int) else n
 
     def __set__(self, params: SamplingParams, value: object) -> None:
         self._slot.__set__(params, None if isinstance(value, _AsManyAsN) else value)
