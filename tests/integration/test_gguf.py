@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from folovllm import ModelConfig, ModelLoader, ModelLoadError
+from folovllm import LLM, ModelConfig, ModelLoader, ModelLoadError
 from folovllm.loading.gguf.architectures import ARCHITECTURES
 from tests.integration.gguf_files import (
     TOKENIZER,
@@ -183,6 +183,8 @@ def test_the_two_sets_of_factors_of_phi_3(make_model, tmp_path):
         ("llama", {"expert_count": 8}, "llama.expert_count = 8"),
         ("llama", {"rope__dimension_count": 4}, "turns 4 of the 8 dimensions"),
         ("llama", {"rope__scaling__type": "dynamic"}, "rope.scaling.type = 'dynamic'"),
+        ("llama", {"rope__scaling__type": "longrope"}, "rope.scaling.type = 'longrope'"),
+        ("llama", {"rope__scaling__attn_factor": 1.5}, "rope.scaling.attn_factor = 1.5"),
         ("llama", {"attention__key_length": 8, "attention__value_length": 4}, "different lengths"),
         ("llama", {"attention__clamp_kqv": 8.0}, "llama.attention.clamp_kqv = 8.0"),
         ("llama", {"attention__scale": 1.0}, "attention.scale = 1"),
@@ -214,6 +216,7 @@ HARMLESS = [
     {"attention__clamp_kqv": 0.0},
     {"rope__scaling__finetuned": False},
     {"rope__scaling__type": "none"},
+    {"rope__scaling__original_context_length": 64, "rope__scaling__attn_factor": 1.0},
     {"vocab_size": VOCABULARY},
     {"attention__sliding_window": 4096},  # which is longer than the model's context
 ]
@@ -308,3 +311,12 @@ def test_the_file_is_read_once(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr(header, "read_gguf", lambda path: read.append(path) or original(path))
     loader(path).load_model_and_tokenizer("cpu")
     assert read == [path]
+
+
+def test_the_ids_that_end_a_turn(make_model, tmp_path):
+    model = make_model()
+    own = {f"llama.{key}": value for key, value in metadata_of(model.config).items()}
+    said = {**own, **TOKENIZER, "tokenizer.ggml.eot_token_id": 5}
+    path = write_gguf(tmp_path / "m.gguf", "llama", said, tensors_of(model))
+    llm = LLM(str(path), device="cpu")
+    assert llm.llm_engine.setup.eos_token_ids == {0, 5}

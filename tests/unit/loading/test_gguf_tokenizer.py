@@ -174,7 +174,7 @@ def test_what_cannot_be_honoured_is_refused(changes, words):
         (["e", "b", "t"], (0, 1, 2), {"eot_token_id": 2, "eom_token_id": 1}, [0, 2, 1]),
         (["e", "b", "<|eot_id|>"], (0, 1, 2), {}, [0, 2]),  # older files of Llama 3
         (["e", "b", "<end_of_turn>"], (0, 1, 2), {}, [0, 2]),
-        (["<|im_end|>", "b", "<|endoftext|>"], (0, 1, 2), {}, [0]),
+        (["<|im_end|>", "b", "<|endoftext|>"], (0, 1, 2), {}, [0, 2]),  # as Qwen is published
         (["e", "b", "<|eot_id|>"], (0, 1), {}, [0]),  # a text like any other
         (["e", "b"], (0, 1), {"eos_token_id": None}, []),
     ],

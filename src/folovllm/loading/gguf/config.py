@@ -24,7 +24,9 @@ HARMLESS: dict[str, Collection[Any] | None] = {
     "expert_group_count": (0, 1),
     "expert_group_used_count": (0, 1),
     "pooling_type": (0,),
+    "rope.scaling.attn_factor": (1,),
     "rope.scaling.finetuned": None,
+    "rope.scaling.original_context_length": None,  # where positions are not stretched by it
     "tensor_data_layout": None,
     "use_parallel_residual": (True,),  # of a StableLM; what else it can be, the tensors say
 }

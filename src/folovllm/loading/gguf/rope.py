@@ -51,10 +51,12 @@ def _scaling(file: GgufFile, keys: Keys) -> dict[str, Any]:
         return _yarn(keys, factor)
     if kind == "linear" and factor != 1:
         return {"rope_type": "linear", "factor": factor}
-    if kind not in {"none", "linear", "longrope"}:
+    if kind == "longrope" and "rope_factors_long.weight" in file.tensors:
+        return {}  # whose factors are there
+    if kind not in {"none", "linear"}:
         raise ModelLoadError(
             f"{file.path} says {file.architecture}.rope.scaling.type = {kind!r}; FoloVLLM knows "
-            "none, linear, yarn and longrope"
+            "none, linear, yarn, and longrope with its factors"
         )
     return {}
 

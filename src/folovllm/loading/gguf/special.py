@@ -16,8 +16,14 @@ SPECIAL = {
 
 _SENTENCEPIECE = {"bos": 1, "eos": 2, "unk": 0}
 
-_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
-"""What llama.cpp takes for the end of a turn where the file names none."""
+_ENDS = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "[EOT]", "[EOS]", "<end_of_utterance>"),
+    )
+)
+"""Control tokens by which llama.cpp ends a text, whatever the file says; so do the generation
+configurations that models are published with, of which a file has no more than one id."""
 
 CONTROL = 3
 """The type of tokens that no text is made of."""
@@ -47,15 +53,10 @@ def special_ids(file: GgufFile) -> dict[str, int]:
 
 
 def ending_ids(file: GgufFile) -> list[int]:
-    """Return the ids that end what the model says: of the text, a turn and a message."""
-    found = special_ids(file)
-    if "eot" not in found:
-        keys = Keys(file, "tokenizer.ggml.")
-        tokens = keys.texts("tokens")
-        types = keys.numbers("token_type", len(tokens), 1)
-        ends = (token for token in _ENDS_OF_TURN if token in tokens)
-        first = next(ends, None)
-        if first is not None and types[tokens.index(first)] == CONTROL:
-            found["eot"] = tokens.index(first)
-    ids = [found[name] for name in ("eos", "eot", "eom") if name in found]
-    return list(dict.fromkeys(ids))
+    """Return the ids that end what the model says: a text, a turn or a message."""
+    found, keys = special_ids(file), Keys(file, "tokenizer.ggml.")
+    tokens = keys.texts("tokens")
+    types = keys.numbers("token_type", len(tokens), 1)
+    named = [found[name] for name in ("eos", "eot", "eom") if name in found]
+    known = [i for i, token in enumerate(tokens) if token in _ENDS and types[i] == CONTROL]
+    return list(dict.fromkeys([*named, *known]))
