@@ -1,7 +1,10 @@
 """`AsyncLLM`: many callers of an event loop, one engine thread."""
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -23,11 +26,13 @@ def make_async(tiny_folder, clean_commands):
     """A function that makes an engine for asyncio on a tiny model; all are shut down."""
     made = []
 
-    def make(**options):
+    def make(*, keep=True, **options):
         options = {"block_size": 4, "dtype": "float32", **options}
         config = EngineConfig.from_options(model=str(tiny_folder("llama")), **options)
-        made.append(AsyncLLM(config, "cpu"))
-        return made[-1]
+        llm = AsyncLLM(config, "cpu")
+        if keep:
+            made.append(llm)
+        return llm
 
     yield make
     for llm in made:
@@ -134,7 +139,7 @@ def test_refusals_come_before_anything_is_queued(make_async):
             await anext(llm.generate(name, prompt, params))
 
     async def run():
-        with llm.llm_engine._turn:  # nothing is computed meanwhile, so that "a" goes on
+        with llm.llm_engine._turn.taken():  # nothing is computed meanwhile, so that "a" goes on
             running = asyncio.create_task(collect(llm, "a", PROMPTS[0]))
             while not llm.llm_engine.has_unfinished_requests():
                 await asyncio.sleep(0.001)
@@ -199,3 +204,69 @@ def test_an_idle_engine_does_not_step(make_async):
     llm.llm_engine.scheduler.schedule = lambda: calls.append(1) or schedule()
     asyncio.run(asyncio.sleep(0.1))
     assert calls == []
+
+
+def test_one_that_nobody_refers_to_is_collected(make_async):
+    llm = make_async(keep=False)
+    assert len(asyncio.run(collect(llm, "a", PROMPTS[0]))) == 8
+    thread, collected = llm._thread, weakref.ref(llm)
+    del llm
+    gc.collect()
+    assert collected() is None
+    thread.join(20)
+    assert not thread.is_alive()
+    with pytest.raises(EngineDeadError, match="shut down"):
+        thread._engine.step()
+    assert not hasattr(thread._engine.executor, "runner")  # its memory is given back
+
+
+def test_a_loop_that_is_closed_in_the_middle(make_async, expected):
+    llm = make_async()
+    loop = asyncio.new_event_loop()
+    outputs = llm.generate("a", PROMPTS[0], LONG)
+    loop.run_until_complete(anext(outputs))
+    loop.close()
+    while llm.llm_engine.has_unfinished_requests():
+        time.sleep(0.001)
+    assert llm.llm_engine.stats()["generation_tokens"] < 40
+    assert llm._thread.streams == set()
+    assert tokens_in(asyncio.run(collect(llm, "a", PROMPTS[1]))) == expected[1]
+
+
+def test_the_engine_below_is_shut_down(make_async):
+    llm = make_async()
+
+    async def run():
+        waiting = asyncio.create_task(collect(llm, "a", PROMPTS[0], LONG))
+        while not llm.llm_engine.has_unfinished_requests():
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(llm.llm_engine.shutdown)
+        with pytest.raises((EngineDeadError, IndexError)):  # or it ends without an output
+            await waiting
+
+    asyncio.run(run())
+    llm._thread.join(20)
+    assert not llm.is_running
+
+
+def test_after_a_failure_the_memory_is_given_back(make_async, monkeypatch):
+    llm = make_async()
+
+    def spoil(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(llm.llm_engine.scheduler, "schedule", spoil)
+    with pytest.raises(EngineDeadError, match="a bug"):
+        asyncio.run(collect(llm, "a", PROMPTS[0]))
+    llm._thread.join(20)
+    assert not hasattr(llm.llm_engine.executor, "runner")
+
+
+def test_shut_down_by_several_threads(make_async):
+    llm = make_async()
+    threads = [threading.Thread(target=llm.shutdown, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)

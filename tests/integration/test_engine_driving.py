@@ -1,12 +1,15 @@
 """The engine in other hands: by steps, from threads, several iterators at once."""
 
 import gc
+import os
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from folovllm import SamplingParams
+from folovllm import EngineDeadError, SamplingParams
 from folovllm.sampling_params import RequestOutputKind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -348,3 +351,139 @@ def test_stats_and_metrics(make_llm):
         assert metrics.time_per_output_token > 0
         assert metrics.finished_time >= metrics.last_token_time
         assert (metrics.num_generation_tokens, metrics.num_preemptions) == (8, 0)
+
+
+def test_shut_down_twice_and_with_requests(make_llm):
+    llm = make_llm()
+    engine, told = llm.llm_engine, []
+    engine.add_request("a", PROMPTS[1], GREEDY, deliver=told.append)
+    engine.step()
+    stream = llm.stream(PROMPTS, GREEDY)
+    next(stream)
+    engine.shutdown()
+    assert told[-1] is None
+    engine.shutdown()
+    assert engine.cache_manager.usage == 0
+    assert not any(out.finished for out in stream)
+    for act in (engine.step, lambda: engine.add_request("b", [5], GREEDY)):
+        with pytest.raises(EngineDeadError, match=r"^the engine was shut down$"):
+            act()
+    engine.abort_request("a")
+
+
+def test_shut_down_while_a_thread_waits_for_work(make_llm):
+    engine, ends = make_llm().llm_engine, []
+
+    def work():
+        try:
+            while True:
+                engine.wait_for_work()
+                engine.step()
+        except EngineDeadError as error:
+            ends.append(str(error))
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    closer = threading.Thread(target=engine.shutdown, daemon=True)
+    closer.start()
+    closer.join(20)
+    assert not closer.is_alive()
+    for worker in workers:
+        engine.wake()
+        worker.join(20)
+    assert ends == ["the engine was shut down"] * 2
+
+
+def test_an_iterator_that_another_thread_closes(make_llm, monkeypatch, expected):
+    llm = make_llm()
+    inside, go_on = pause(llm, monkeypatch)
+    stream = llm.stream(PROMPTS, GREEDY)
+    reader = threading.Thread(target=lambda: next(stream), daemon=True)
+    reader.start()
+    assert inside.wait(20)
+    with pytest.raises(ValueError, match="already executing"):
+        stream.close()
+    go_on.set()
+    reader.join(20)
+    closer = threading.Thread(target=stream.close)
+    closer.start()
+    closer.join(20)
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert tokens_of(llm) == expected
+
+
+def test_a_request_submitted_twice(make_llm):
+    engine = make_llm().llm_engine
+    request = engine.input_processor.process("a", PROMPTS[1], GREEDY)
+    engine.submit(request)
+    with pytest.raises(ValueError, match="submitted before"):
+        engine.submit(request)
+    while engine.has_unfinished_requests():
+        engine.step()
+    with pytest.raises(ValueError, match="submitted before"):
+        engine.submit(request)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_is_told_that_the_engine_is_not_its_own(make_llm, monkeypatch, expected):
+    """Also where another thread was in the middle of a step: its lock stays taken for ever."""
+    llm = make_llm()
+    engine = llm.llm_engine
+    inside, go_on = pause(llm, monkeypatch)
+    engine.add_request("a", PROMPTS[1], GREEDY)
+    stepper = Stepper(engine)
+    stepper.start()
+    assert inside.wait(20)
+    pid = os.fork()
+    if pid == 0:  # nothing of pytest may run here
+        refused = 0
+        for act in (engine.step, lambda: engine.add_request("b", [5], GREEDY)):
+            try:
+                act()
+            except EngineDeadError as error:
+                refused += "forked" in str(error)
+        engine.abort_request("a")
+        engine.shutdown()
+        os._exit(0 if refused == 2 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    go_on.set()
+    stepper.end()
+    assert stepper.outputs["a"][-1].outputs[0].token_ids == expected[1]
+
+
+EXITS = {
+    "stream": "stream = llm.stream([[5, 7]], params); next(stream)",
+    "thread": """
+import threading
+threading.Thread(target=lambda: llm.generate([[5]] * 40, params), daemon=True).start()
+while not llm.stats()["steps"]: pass
+""",
+    "async": """
+import asyncio
+from folovllm import AsyncLLM
+engine = AsyncLLM(llm.llm_engine.config, "cpu")
+async def run():
+    async for _ in engine.generate("a", [5, 7], params): break
+    outputs = engine.generate("b", [5, 7], params)
+    await anext(outputs)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(run())
+loop.close()
+""",
+}
+
+
+@pytest.mark.parametrize("kind", EXITS)
+def test_the_interpreter_ends_in_the_middle(tiny_folder, kind):
+    code = (
+        "from folovllm import LLM, SamplingParams\n"
+        f"llm = LLM({str(tiny_folder())!r}, device='cpu', block_size=4)\n"
+        "params = SamplingParams(max_tokens=None, ignore_eos=True)\n" + EXITS[kind]
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Fatal" not in result.stderr

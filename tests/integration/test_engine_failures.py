@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from folovllm import EngineDeadError, SamplingParams
+from folovllm.engine.request_state import RequestState, SequenceState
+from folovllm.sampling_params import RequestOutputKind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -282,3 +284,97 @@ def test_the_engine_driven_by_hand_tells_of_failures(make_llm, monkeypatch):
     outputs = drive(engine)
     assert {name: len(out.outputs) for name, out in outputs.items()} == {"a": 1, "b": 3}
     assert all(MEMORY in out.error for out in outputs.values())
+
+
+def break_for(monkeypatch, where, name):
+    """Let a method of the text side raise for one request."""
+    method = getattr(where, name)
+
+    def failing(self, *args, **options):
+        if (self.seq if hasattr(self, "seq") else self).request.request_id.startswith("1-"):
+            raise ZeroDivisionError("theirs")
+        return method(self, *args, **options)
+
+    monkeypatch.setattr(where, name, failing)
+
+
+PARTS = {
+    "token": (SequenceState, "add", "its text could not be made"),
+    "output": (RequestState, "make_output", "its output could not be made"),
+    "candidate": (SequenceState, "make_output", "its output could not be made"),
+    "prompt": (RequestState, "add_prompt_logprobs", "the text of its prompt's tokens"),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", RequestOutputKind)
+@pytest.mark.parametrize("options", [{}, {"n": 3, "temperature": 1, "seed": 1}], ids=["one", "n"])
+def test_the_text_of_one_of_several_fails(make_llm, monkeypatch, part, kind, options):
+    llm = make_llm()
+    expected = tokens_of(llm)
+    where, name, message = PARTS[part]
+    break_for(monkeypatch, where, name)
+    engine, outputs = llm.llm_engine, {}
+    broken = GREEDY.checked_copy(output_kind=kind, prompt_logprobs=0, **options)
+    for i, (prompt, params) in enumerate(zip(PROMPTS, [GREEDY, broken, GREEDY], strict=True)):
+        engine.add_request(f"{i}-", prompt, params)
+    outputs = drive(engine)
+    assert re.match(f"{message}.*: ZeroDivisionError: theirs", outputs["1-"].error)
+    assert outputs["1-"].finished
+    assert len(outputs["1-"].outputs) == broken.n
+    for place in (0, 2):
+        assert outputs[f"{place}-"].outputs[0].token_ids == expected[place]
+    assert engine.stats()["failed_requests"] == 1
+
+
+@pytest.mark.parametrize("at", [1, 3, 8])
+def test_a_callback_raises(make_llm, at):
+    llm = make_llm()
+    engine, seen = llm.llm_engine, []
+
+    def deliver(output):
+        seen.append(output)
+        if len(seen) == at:
+            raise KeyError("theirs")
+
+    expected = tokens_of(llm)
+    engine.add_request("bad", PROMPTS[0], GREEDY, deliver=deliver)
+    engine.add_request("good", PROMPTS[1], GREEDY)
+    outputs = drive(engine)
+    assert len(seen) == at
+    assert outputs["bad"].finished
+    assert outputs["good"].outputs[0].token_ids == expected[1]
+    if at < 8:
+        assert outputs["bad"].error == "its deliver callback raised: KeyError: 'theirs'"
+        assert outputs["bad"].outputs[0].finish_reason == "abort"
+        assert outputs["bad"].outputs[0].token_ids == expected[0][:at]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit()], ids=repr)
+def test_ctrl_c_in_a_callback(make_llm, error):
+    """It ends the request of the callback, and comes out of the step."""
+    llm = make_llm()
+    engine, expected, inbox = llm.llm_engine, tokens_of(llm), []
+
+    def deliver(output):
+        raise error
+
+    engine.add_request("bad", PROMPTS[0], GREEDY, deliver=deliver)
+    engine.add_request("good", PROMPTS[1], GREEDY, deliver=inbox.append)
+    with pytest.raises(type(error)):
+        engine.step()
+    drive(engine)
+    assert inbox[-1].outputs[0].token_ids == expected[1]
+
+
+def test_a_callback_raises_when_it_is_told_of_an_abort(make_llm):
+    llm = make_llm()
+
+    def deliver(output):
+        if output is None:
+            raise KeyError("theirs")
+
+    llm.llm_engine.add_request("bad", PROMPTS[0], GREEDY, deliver=deliver)
+    llm.llm_engine.step()
+    llm.llm_engine.abort_request("bad")
+    assert llm.llm_engine.cache_manager.usage == 0

@@ -1,7 +1,9 @@
 """The engine: requests in, outputs out, one step at a time."""
 
+import atexit
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,8 @@ class LLMEngine:
         self._delivery = Delivery(self._output_processor, self._router, self.scheduler, self._stats)
         self._turn = Turn()  # held by the thread that is the writer now
         self._health = Health()
+        # A thread that the end of the interpreter cuts off within a step takes it down.
+        atexit.register(_shut_down, weakref.ref(self))
 
     def add_request(
         self,
@@ -174,7 +178,7 @@ class LLMEngine:
             RuntimeError: it was called within a step, by a callback.
         """
         self._health.check()
-        with self._turn:
+        with self._turn.taken():
             return self._step()
 
     def step_until(self, is_ready: Callable[[], object]) -> None:
@@ -202,7 +206,7 @@ class LLMEngine:
         if self._router:
             return
         letter = self._mailbox.wait()  # without the lock: others may step meanwhile
-        with self._turn, self._health.keeping_books():
+        with self._turn.taken(), self._health.keeping_books():
             self._read(letter)
 
     def wake(self) -> None:
@@ -223,7 +227,7 @@ class LLMEngine:
         was_good = self._health.is_good
         self._health.end()
         self.wake()  # who waits for work has the turn
-        with self._turn:
+        with self._turn.taken():
             requests = self._router.close_all()
             try:
                 if was_good:
@@ -310,3 +314,8 @@ class LLMEngine:
         state = observe(self.scheduler, self.cache_manager)
         num_generated = sum(map(len, result.token_ids))
         self._stats.record_step(plan, num_generated, time.perf_counter() - started, state)
+
+
+def _shut_down(reference: "weakref.ref[LLMEngine]") -> None:
+    if (engine := reference()) is not None:
+        engine.shutdown()

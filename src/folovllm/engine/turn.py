@@ -1,26 +1,26 @@
 """Whose turn it is to step the engine."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import RLock, get_ident
+from contextlib import contextmanager
+from threading import Lock, get_ident
 
 
 class Turn:
-    """A lock that one thread at a time holds, and that a thread cannot take twice.
+    """A lock that one thread at a time holds.
 
-    To take it twice would wait for ever with a plain lock; here it is an error that says so. A
-    reentrant lock is below it because that one knows whose it is: wherever Ctrl-C interrupts,
-    giving back what was not taken does no harm, and what was taken is given back.
+    To take it a second time in the same thread is an error that says so, where a plain lock
+    would wait for ever.
     """
 
     def __init__(self) -> None:
         """Make one that nobody holds."""
-        self._lock = RLock()
+        self._lock = Lock()
         self._owner: int | None = None
 
     def is_mine(self) -> bool:
         """Whether this thread holds it."""
-        return self._owner == get_ident()
+        # Ctrl-C may have left the owner's name behind, but never the lock.
+        return self._owner == get_ident() and self._lock.locked()
 
     def refuse_twice(self) -> None:
         """Refuse to wait for what this thread has.
@@ -34,23 +34,20 @@ class Turn:
                 "may add and abort requests only"
             )
 
-    def __enter__(self) -> None:
-        """Wait for it.
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for it, and give it back in the end.
 
         Raises:
             RuntimeError: this thread has it already.
         """
         self.refuse_twice()
-        try:
-            self._lock.acquire()
+        with self._lock:  # the lock's own, which Ctrl-C cannot interrupt half-way
             self._owner = get_ident()
-        except BaseException:  # Ctrl-C
-            self._give_back()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        """Give it back."""
-        self._give_back()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[bool]:
@@ -60,15 +57,12 @@ class Turn:
             RuntimeError: this thread has it already.
         """
         self.refuse_twice()
+        if not self._lock.acquire(timeout=seconds):
+            yield False
+            return
         try:
-            if taken := self._lock.acquire(timeout=seconds):
-                self._owner = get_ident()
-            yield taken
+            self._owner = get_ident()
+            yield True
         finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        if self.is_mine():
             self._owner = None
-        with suppress(RuntimeError):  # it was not taken
             self._lock.release()

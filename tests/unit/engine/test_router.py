@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from folovllm.engine.router import Router
+from folovllm.engine.router import DeliveryError, Router
 from folovllm.outputs import RequestOutput
 from folovllm.request import Request
 from folovllm.sampling_params import SamplingParams
@@ -98,3 +98,37 @@ def test_an_abort_and_the_last_output_at_the_same_moment():
         assert (closed is first) is not ended[0]
         assert len(got) == 1
         assert len(router) == 0
+
+
+def failing(output):
+    raise KeyError("theirs")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_who_raises_gets_no_more(finished):
+    router, first = Router(), request()
+    router.open(first, failing)
+    with pytest.raises(DeliveryError) as error:
+        router.deliver(first, output(finished))
+    assert isinstance(error.value.__cause__, KeyError)
+    assert len(router) == 0
+    assert not router.deliver(first, output(True))
+    router.open(request(), None)  # its name is free
+
+
+def test_who_raises_when_it_is_aborted_is_aborted():
+    router, first, second = Router(), request(), request("b")
+    router.open(first, failing)
+    router.open(second, failing)
+    assert router.close("a") is first
+    assert router.close_all() == [second]
+    assert len(router) == 0
+
+
+def test_find():
+    router, first = Router(), request()
+    assert router.find("a") is None
+    router.open(first, None)
+    assert router.find("a") is first
+    router.close("a")
+    assert router.find("a") is None
