@@ -320,3 +320,15 @@ def test_the_ids_that_end_a_turn(make_model, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", "llama", said, tensors_of(model))
     llm = LLM(str(path), device="cpu")
     assert llm.llm_engine.setup.eos_token_ids == {0, 5}
+
+
+def test_the_sampling_that_a_file_recommends(make_model, tmp_path):
+    model = make_model()
+    own = {f"llama.{key}": value for key, value in metadata_of(model.config).items()}
+    sampling = {"temp": 0.5, "top_k": 20, "top_p": 0.75, "penalty_repeat": 1.25}
+    said = {f"general.sampling.{key}": value for key, value in sampling.items()}
+    metadata = {**own, **TOKENIZER, **said}
+    path = write_gguf(tmp_path / "m.gguf", "llama", metadata, tensors_of(model))
+    params = LLM(str(path), device="cpu").get_default_sampling_params()
+    assert (params.temperature, params.top_k, params.top_p) == (0.5, 20, 0.75)
+    assert params.repetition_penalty == 1.25

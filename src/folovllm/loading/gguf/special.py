@@ -1,4 +1,4 @@
-"""The ids of a GGUF file that begin a text and end a turn."""
+"""What a GGUF file says of generating: the ids that begin a text and end a turn, the defaults."""
 
 from folovllm.errors import ModelLoadError
 from folovllm.loading.gguf.header import GgufFile
@@ -60,3 +60,24 @@ def ending_ids(file: GgufFile) -> list[int]:
     named = [found[name] for name in ("eos", "eot", "eom") if name in found]
     known = [i for i, token in enumerate(tokens) if token in _ENDS and types[i] == CONTROL]
     return list(dict.fromkeys([*named, *known]))
+
+
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
+def sampling_defaults(file: GgufFile) -> dict[str, float]:
+    """Return the sampling that the file recommends, as a generation configuration has it.
+
+    Raises:
+        ModelLoadError: a value is none.
+    """
+    keys = Keys(file, "general.sampling.")
+    whole = {"top_k": keys.integer("top_k", least=0)} if "top_k" in keys else {}
+    names = [key for key in _SAMPLING if key in keys and key not in whole]
+    return {**whole, **{_SAMPLING[key]: keys.number(key, above=-1e-9) for key in names}}

@@ -15,7 +15,7 @@ from folovllm.loading.direct import build_model
 from folovllm.loading.gguf.architectures import Architecture, Undo
 from folovllm.loading.gguf.config import find_architecture
 from folovllm.loading.gguf.header import GgufFile, GgufTensor
-from folovllm.loading.gguf.special import ending_ids
+from folovllm.loading.gguf.special import ending_ids, sampling_defaults
 from folovllm.utils.progress import progress_bar
 
 _NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<module>\w+)(?:\.(?P<kind>weight|bias))?")
@@ -62,11 +62,18 @@ def load_gguf(
         )
     if _ROPE in file.tensors:
         _divide_frequencies(file, model)
-    model.generation_config = GenerationConfig.from_model_config(config)
-    ends = ending_ids(file)
-    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+    model.generation_config = _make_generation_config(file, config)
     model.to(device)  # type: ignore[arg-type]  # transformers' stubs forget devices
     return model
+
+
+def _make_generation_config(file: GgufFile, config: PreTrainedConfig) -> GenerationConfig:
+    made = GenerationConfig.from_model_config(config)
+    ends = ending_ids(file)
+    made.eos_token_id = ends[0] if len(ends) == 1 else ends or None
+    if sampling := sampling_defaults(file):
+        made.update(do_sample=True, **sampling)
+    return made
 
 
 def _places(
