@@ -366,6 +366,9 @@ class BadWords(NamedTuple):
 NO_BAD_WORDS = BadWords()
 
 
+_MOST = 2**31 - 1  # no limit to any vocabulary or length, and a number that JSON readers take
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
     """How the tokens of a request are chosen, in numbers and token ids alone.
@@ -424,7 +427,7 @@ class SamplingSpec:
         return cls(
             temperature=params.temperature,
             top_p=params.top_p,
-            top_k=params.top_k,
+            top_k=min(params.top_k, _MOST),
             min_p=params.min_p,
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
@@ -433,7 +436,7 @@ class SamplingSpec:
             logprobs=ranked if params.logprobs is None else params.logprobs,
             prompt_logprobs=params.prompt_logprobs,
             bad_words=bad_words,
-            min_tokens=params.min_tokens,
+            min_tokens=min(params.min_tokens, _MOST),
             end_token_ids=tuple(sorted({*eos_token_ids, *params.stop_token_ids})),
             logit_bias=tuple((params.logit_bias or {}).items()),
             allowed_token_ids=None if allowed is None else tuple(allowed),

@@ -245,12 +245,11 @@ def failing():
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (np.array(5), "prompts must be a list of prompts, got array"),
-        (torch.tensor(5), "prompts must be a list of prompts, got tensor"),
-        (failing(), "prompts cannot be read: KeyError: 'gone'"),
-        ([np.array(5)], "prompt must be a list of token ids, got array"),
-        ([[1], failing()], r"prompts\[1\]\[0\] must be an integer >= 0, got 'a'|cannot be read"),
-        (itertools.repeat("a"), "prompts must have at most 10000000 prompts"),
+        (np.array(5), "prompts must be a prompt, or a list of prompts, got array"),
+        (torch.tensor(5), "prompts must be a prompt, or a list of prompts, got tensor"),
+        (failing(), "reading it raised KeyError: 'gone'"),
+        ([[1], failing()], r"prompts\[1\] must be .* raised KeyError"),
+        (itertools.repeat("a"), "prompts, got more than 16777216 of them"),
     ],
 )
 def test_prompts_that_cannot_be_read(prompts, message, make_llm):

@@ -201,11 +201,19 @@ class LLMEngine:
                     self._step()
 
     def wait_for_work(self) -> None:
-        """Wait until there is something to do, or for `wake`: for a thread that only steps."""
+        """Wait until there is something to do, or for `wake`: for a thread that only steps.
+
+        Raises:
+            EngineDeadError: the engine cannot go on.
+            RuntimeError: it was called within a step, by a callback.
+        """
+        self._turn.refuse_twice()
         self._health.check()
         if self._router:
             return
         letter = self._mailbox.wait()  # without the lock: others may step meanwhile
+        if not self._health.is_good:
+            self.wake()  # the next one who waits
         with self._turn.taken(), self._health.keeping_books():
             self._read(letter)
 
@@ -226,7 +234,6 @@ class LLMEngine:
         self._turn.refuse_twice()
         was_good = self._health.is_good
         self._health.end()
-        self.wake()  # who waits for work has the turn
         with self._turn.taken():
             requests = self._router.close_all()
             try:
@@ -236,6 +243,7 @@ class LLMEngine:
                         self.scheduler.abort_request(request)
             finally:
                 self.executor.shutdown()
+                self.wake()  # who waits for work
 
     def stats(self) -> dict[str, Any]:
         """Return what was done so far and how long it took, in plain types and seconds."""

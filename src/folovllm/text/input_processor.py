@@ -209,9 +209,10 @@ class InputProcessor:
     def _check_text(self, name: str, text: str, truncates: bool) -> str:
         if self._text_limit is None:
             refuse(name, text, "a list of token ids: there is no tokenizer to read text with")
-        if not truncates and (why := self._text_limit.explain(text)):
+        plain = str.__str__(text)  # a subclass may do in its methods what it likes
+        if not truncates and (why := self._text_limit.explain(plain)):
             raise ValueError(f"{name} is too long: {why}. Shorten it, or truncate_prompt_tokens")
-        return check_text(name, text, "a text that is not empty")
+        return check_text(name, plain, "a text that is not empty")
 
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts or self.tokenizer is None:
