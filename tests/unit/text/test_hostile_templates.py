@@ -33,17 +33,15 @@ def is_well(renderer):
 def test_hostile(renderer, name):
     assert is_well(renderer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begun = time.monotonic()
     with pytest.raises(ValueError, match=r"^the chat template .*") as caught:
         renderer.render([USER], chat_template=HOSTILE[name])
     assert len(str(caught.value)) < 1000
     assert is_well(renderer)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 50 * 1024  # KB
-    # The processor time of what was ended; a busy machine takes more time on the wall.
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime < 4
-    assert after.ru_maxrss < (MEMORY_BYTES >> 10) + 50 * 1024 or after.ru_maxrss == used.ru_maxrss
+    # Of processor time it has a second; a busy machine takes more on the wall.
+    assert time.monotonic() - begun < template_process.WALL_SECONDS + 10
 
 
 def test_there_are_enough_of_them():
